@@ -1,0 +1,14 @@
+//! What a block device is: [`BlockDevice`], [`IoChannel`], [`BlockIo`]; the devices; and the middleware
+//! (delay, fault) that ships with them.
+//!
+//! A device is shared by all cores; each core opens its own [`IoChannel`] and talks to nothing else. A request
+//! moves its buffer out of reach of safe code; the completion brings it back, exactly once.
+
+#![deny(unsafe_code)]
+
+mod block_device;
+
+pub use block_device::{
+    BlockDevice, BlockError, BlockIo, BlockOp, Extent, ExtentState, Geometry, IoChannel, IoCompletion, IoTag,
+    IoValue, Provisioning,
+};

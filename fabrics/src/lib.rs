@@ -1,0 +1,11 @@
+//! Target ports and what carries them: the [`TargetPort`] trait, iSCSI, byte streams, and the conductor that
+//! drives one core's engine, ports and channels.
+
+#![deny(unsafe_code)]
+
+pub mod iscsi;
+mod stream;
+mod target_port;
+
+pub use stream::{Accepted, ByteStream, Network, Readiness, StreamToken};
+pub use target_port::TargetPort;

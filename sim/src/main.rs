@@ -1,0 +1,2 @@
+//! The simulation.
+fn main() {}
