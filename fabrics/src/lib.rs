@@ -3,6 +3,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod conductor;
 pub mod iscsi;
 mod stream;
 mod target_port;
