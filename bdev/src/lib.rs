@@ -14,6 +14,7 @@ mod null;
 mod ram;
 #[allow(unsafe_code)]
 mod ram_memory;
+mod uring;
 
 pub use block_device::{
     BlockDevice, BlockError, BlockIo, BlockOp, Extent, ExtentState, Geometry, IoChannel, IoCompletion, IoTag,
@@ -21,3 +22,4 @@ pub use block_device::{
 };
 pub use null::{NullDisk, NullOptions};
 pub use ram::{RamDisk, RamError, RamOptions};
+pub use uring::{FileDevice, FileError, FileOptions, FileProblem};
