@@ -78,7 +78,9 @@ impl ChannelTable {
     /// An empty table. Memory for every request the engine may have outstanding is reserved now.
     #[must_use]
     pub fn new(limits: &Limits) -> ChannelTable {
-        let requests = (limits.tasks_max as usize).saturating_mul(limits.bursts_per_task_max.max(1) as usize);
+        // The engine keeps a quarter more tasks for commands it refuses; they have no requests, but their aborts may.
+        let tasks = (limits.tasks_max as usize).saturating_add((limits.tasks_max as usize / 4).max(64));
+        let requests = tasks.saturating_mul(limits.bursts_per_task_max.max(1) as usize);
         let units = limits.logical_units_max as usize;
         ChannelTable {
             slots: Vec::with_capacity(units),
@@ -519,21 +521,18 @@ mod tests {
             count
         };
         assert_eq!(watched(&table), 0);
-        for tag in 1..=5 {
+        // Two in the device, 66 waiting (two tasks, and 64 in reserve), and one too many.
+        for tag in 1..=69 {
             table.submit(Instant::ZERO, UNIT, io(tag, BlockOp::Flush));
         }
         assert_eq!(watched(&table), 1);
         assert_eq!(table.next_timeout(), Some(Instant::ZERO));
-        assert_eq!(
-            poll(&mut table, 1),
-            [(5, Err(BlockError::System(BUSY)))],
-            "two in the device, two waiting"
-        );
+        assert_eq!(poll(&mut table, 1), [(69, Err(BlockError::System(BUSY)))]);
         assert_eq!(table.next_timeout(), None);
         table.close(UNIT);
         assert_eq!(watched(&table), 0);
-        table.submit(Instant::ZERO, UNIT, io(6, BlockOp::Flush));
-        let gone = Err(BlockError::Gone);
-        assert_eq!(poll(&mut table, 2), [(3, gone), (4, gone), (6, gone)]);
+        table.submit(Instant::ZERO, UNIT, io(100, BlockOp::Flush));
+        let expected: Vec<_> = (3..=68).chain([100]).map(|tag| (tag, Err(BlockError::Gone))).collect();
+        assert_eq!(poll(&mut table, 2), expected);
     }
 }

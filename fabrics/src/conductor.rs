@@ -10,7 +10,7 @@ use reactor::{MailboxReceiver, MailboxSender, MeshEndpoint, Poller, Turn};
 use scsi::{ControlId, ControlOutcome, ControlRequest, Effect, LogicalUnitId, Notification, PortEvent};
 
 pub use crate::channel_table::ChannelTable;
-use crate::{ListenError, TargetPort, iscsi};
+use crate::{ListenError, Network, TargetPort, iscsi};
 
 /// What the control plane asks of one core. Bounded mailboxes carry it; the answer comes as a [`CoreReply`].
 pub enum CoreRequest {
@@ -236,6 +236,59 @@ pub trait ConfiguredPort: TargetPort {
     fn wake_descriptors(&self, visit: &mut dyn FnMut(i32));
 }
 
+impl Engine for scsi::Target {
+    fn handle_port_event(&mut self, now: Instant, event: PortEvent) {
+        scsi::Target::handle_port_event(self, now, event);
+    }
+    fn handle_io_completion(&mut self, now: Instant, unit: LogicalUnitId, completion: IoCompletion) {
+        scsi::Target::handle_io_completion(self, now, unit, completion);
+    }
+    fn handle_message(&mut self, now: Instant, from: CoreId, message: scsi::Message) {
+        scsi::Target::handle_message(self, now, from, message);
+    }
+    fn handle_control(&mut self, now: Instant, id: ControlId, request: ControlRequest) {
+        scsi::Target::handle_control(self, now, id, request);
+    }
+    fn handle_channel_opened(&mut self, now: Instant, unit: LogicalUnitId, result: Result<(), BlockError>) {
+        scsi::Target::handle_channel_opened(self, now, unit, result);
+    }
+    fn handle_timeout(&mut self, now: Instant) {
+        scsi::Target::handle_timeout(self, now);
+    }
+    fn poll_effect(&mut self) -> Option<Effect> {
+        scsi::Target::poll_effect(self)
+    }
+    fn poll_timeout(&self) -> Option<Instant> {
+        scsi::Target::poll_timeout(self)
+    }
+    fn counts(&self) -> (u32, u32, u64) {
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        (count(self.task_count()), count(self.nexus_count()), self.payload_bytes_copied())
+    }
+}
+
+impl<N: Network> ConfiguredPort for iscsi::IscsiPort<N> {
+    fn listen(&mut self, portals: &[SocketAddr]) -> Result<(), ListenError> {
+        self.network_mut().set_portals(portals)
+    }
+    fn set_config(&mut self, now: Instant, config: Arc<iscsi::Config>) {
+        iscsi::IscsiPort::set_config(self, now, config);
+    }
+    fn is_settled(&self) -> bool {
+        self.sessions_to_end() == 0
+    }
+    fn request_logout(&mut self, now: Instant, target: Option<&str>, portal_group: Option<u16>, seconds: u16) {
+        iscsi::IscsiPort::request_logout(self, now, target, portal_group, seconds);
+    }
+    fn report(&self, report: &mut CoreReport) {
+        iscsi::IscsiPort::report(self, &mut report.connections);
+        report.payload_bytes_copied = report.payload_bytes_copied.saturating_add(self.payload_bytes_copied());
+    }
+    fn wake_descriptors(&self, visit: &mut dyn FnMut(i32)) {
+        self.network().wake_descriptors(visit);
+    }
+}
+
 /// Replies that may wait for room before requests are left in the mailbox and notifications are dropped.
 const REPLIES_WAITING_MAX: usize = 1024;
 /// How soon a full ring or reply queue is tried again by a core that would otherwise sleep.
@@ -243,7 +296,7 @@ const RETRY: std::time::Duration = std::time::Duration::from_micros(200);
 
 /// One core: its engine, its port, its channels, and what connects it with the rest. The same code runs on a reactor
 /// and in the simulation: time comes with each turn, nothing here knows threads or clocks.
-pub struct Conductor<P, L, E> {
+pub struct Conductor<P, L, E = scsi::Target> {
     core: CoreId,
     engine: E,
     port: P,

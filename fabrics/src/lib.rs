@@ -1,7 +1,7 @@
 //! Target ports and what carries them: the [`TargetPort`] trait, iSCSI, byte streams, and the conductor that
 //! drives one core's engine, ports and channels.
 
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 mod channel_table;
 pub mod conductor;

@@ -64,6 +64,12 @@ impl<N: Network> IscsiPort<N> {
         }
     }
 
+    /// The network, for those who sleep on it.
+    #[must_use]
+    pub fn network(&self) -> &N {
+        &self.network
+    }
+
     /// The network, for those who own its listeners.
     pub fn network_mut(&mut self) -> &mut N {
         &mut self.network
