@@ -404,17 +404,29 @@ mod tests {
         std::thread::sleep(Duration::from_millis(100));
         let (second, passed) = (handle.statistics(), start.elapsed());
         let idle = Duration::from_nanos(second.idle_ns - first.idle_ns);
-        assert!(idle.abs_diff(passed) < Duration::from_millis(20), "idle {idle:?} of {passed:?}");
+        assert!(idle.abs_diff(passed) < Duration::from_millis(50), "idle {idle:?} of {passed:?}");
         assert!(second.polls - first.polls < 1000, "it slept");
         handle.set_mode(ReactorMode::Poll);
-        let polls = handle.statistics().polls;
-        std::thread::sleep(Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(5));
         let polling = handle.statistics();
-        assert_eq!((polling.mode, polling.sleeps), (ReactorMode::Poll, handle.statistics().sleeps));
-        assert!(polling.polls > polls + 1000, "{} turns", polling.polls - polls);
+        let give_up = std::time::Instant::now() + Duration::from_secs(10);
+        while handle.statistics().polls < polling.polls + 1000 {
+            assert!(
+                std::time::Instant::now() < give_up,
+                "{} turns",
+                handle.statistics().polls - polling.polls
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let later = handle.statistics();
+        assert_eq!((later.mode, later.sleeps), (ReactorMode::Poll, polling.sleeps));
         node.requests[0].send(5).unwrap();
         assert_eq!(reply(&mut node), (CoreId(0), 5));
-        assert!(handle.statistics().busy_ns > 0);
+        // The turn that answered is counted when it ends.
+        while handle.statistics().busy_ns == 0 {
+            assert!(std::time::Instant::now() < give_up);
+            std::thread::yield_now();
+        }
         assert!(handle.thread_id() > 0);
         assert_eq!(node.reactors.failed(), None);
     }
