@@ -291,6 +291,8 @@ impl<N: Network> ConfiguredPort for iscsi::IscsiPort<N> {
 
 /// Replies that may wait for room before requests are left in the mailbox and notifications are dropped.
 const REPLIES_WAITING_MAX: usize = 1024;
+/// Messages for one core that may wait for room in its ring (which holds 1,024) before their queue has to grow.
+const UNDELIVERED_ROOM: usize = 256;
 /// How soon a full ring or reply queue is tried again by a core that would otherwise sleep.
 const RETRY: std::time::Duration = std::time::Duration::from_micros(200);
 
@@ -332,7 +334,7 @@ impl<P: ConfiguredPort, L: CoreLink, E: Engine> Conductor<P, L, E> {
             link,
             pool,
             channels: ChannelTable::new(limits),
-            undelivered: (0..cores).map(|_| VecDeque::with_capacity(limits.tasks_max as usize)).collect(),
+            undelivered: (0..cores).map(|_| VecDeque::with_capacity(UNDELIVERED_ROOM)).collect(),
             replies: VecDeque::with_capacity(REPLIES_WAITING_MAX),
             notifications_dropped: 0,
             unsettled: Vec::new(),

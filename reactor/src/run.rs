@@ -94,6 +94,7 @@ impl<'a> PollLoop<'a> {
         let progress = self.poller.poll(&mut turn);
         let now = self.clock.now();
         self.tally.polls += 1;
+        self.tally.polls_busy += u64::from(progress == Progress::Busy);
         self.tally.count(now, progress == Progress::Busy);
         self.shared.counters.publish(&self.tally, false);
         if progress == Progress::Busy {

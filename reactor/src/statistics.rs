@@ -54,6 +54,8 @@ pub struct ReactorStatistics {
     pub idle_ns: u64,
     /// Turns of the poll loop.
     pub polls: u64,
+    /// Turns that moved something.
+    pub polls_busy: u64,
     /// Times it slept.
     pub sleeps: u64,
     /// Its mode now.
@@ -69,6 +71,7 @@ pub(crate) struct Counters {
     busy_ns: AtomicU64,
     idle_ns: AtomicU64,
     polls: AtomicU64,
+    polls_busy: AtomicU64,
     sleeps: AtomicU64,
     /// Up to when busy and idle time is counted.
     counted_until_ns: AtomicU64,
@@ -81,6 +84,7 @@ pub(crate) struct Tally {
     pub(crate) busy_ns: u64,
     pub(crate) idle_ns: u64,
     pub(crate) polls: u64,
+    pub(crate) polls_busy: u64,
     pub(crate) sleeps: u64,
     pub(crate) counted_until: Instant,
 }
@@ -102,6 +106,7 @@ impl Counters {
         self.busy_ns.store(tally.busy_ns, Ordering::Relaxed);
         self.idle_ns.store(tally.idle_ns, Ordering::Relaxed);
         self.polls.store(tally.polls, Ordering::Relaxed);
+        self.polls_busy.store(tally.polls_busy, Ordering::Relaxed);
         self.sleeps.store(tally.sleeps, Ordering::Relaxed);
         self.counted_until_ns.store(tally.counted_until.as_nanos(), Ordering::Relaxed);
         self.asleep.store(asleep, Ordering::Relaxed);
@@ -116,6 +121,7 @@ impl Counters {
                 busy_ns: self.busy_ns.load(Ordering::Relaxed),
                 idle_ns: self.idle_ns.load(Ordering::Relaxed),
                 polls: self.polls.load(Ordering::Relaxed),
+                polls_busy: self.polls_busy.load(Ordering::Relaxed),
                 sleeps: self.sleeps.load(Ordering::Relaxed),
                 mode: ReactorMode::from_bits(mode.load(Ordering::Relaxed)),
             };
