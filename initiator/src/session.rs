@@ -9,7 +9,7 @@ use wire::iscsi::{
 use wire::scsi::{Lun, Status};
 
 use crate::login::{Login, Step, decode};
-use crate::transfer::Task;
+use crate::transfer::{Task, piece};
 use crate::window::Window;
 use crate::{Command, Config, Event, Negotiated, Residual, SessionKind};
 
@@ -378,26 +378,33 @@ impl Session {
             bidirectional_read_length: bidirectional.then_some(task.read_length),
             data_segment_length: immediate,
         };
-        let data = task.slice(0, immediate);
+        let data_out = std::mem::take(&mut task.data_out);
         let (mut bhs, mut ahs) = ([0; BHS_LENGTH], [0; 64]);
         pdu.emit(&mut bhs);
         let length = pdu.emit_ahs(&mut ahs);
-        self.transmit(&bhs, ahs.get(..length).unwrap_or(&[]), &data);
+        self.transmit(&bhs, ahs.get(..length).unwrap_or(&[]), &piece(&data_out, 0, immediate));
+        if let Some(task) = self.tasks.get_mut(&tag) {
+            task.data_out = data_out;
+        }
         self.send_sequences(tag);
     }
 
     /// Sends the Data-Out PDUs of every sequence `tag` owes.
     fn send_sequences(&mut self, tag: u32) {
         let most = self.negotiated.max_send_data_segment_length.max(1);
-        while !self.hold_data_out {
-            let Some(task) = self.tasks.get_mut(&tag) else { return };
-            let lun = task.lun;
-            let Some(sequence) = task.sequences.pop_front() else { return };
+        if self.hold_data_out {
+            return;
+        }
+        let Some(task) = self.tasks.get_mut(&tag) else { return };
+        let lun = task.lun;
+        let sequences = std::mem::take(&mut task.sequences);
+        // Out of the task while `transmit` borrows the session.
+        let data_out = std::mem::take(&mut task.data_out);
+        for sequence in sequences {
             let (mut done, mut data_sn) = (0, 0);
             while done < sequence.length {
                 let length = most.min(sequence.length - done);
-                let Some(task) = self.tasks.get(&tag) else { return };
-                let data = task.slice(sequence.offset + done, length);
+                let offset = sequence.offset + done;
                 let pdu = DataOut {
                     final_: done + length == sequence.length,
                     lun: if sequence.target_transfer_tag == RESERVED_TAG { Lun::ZERO } else { lun },
@@ -405,15 +412,18 @@ impl Session {
                     target_transfer_tag: sequence.target_transfer_tag,
                     exp_stat_sn: self.window.exp_stat_sn(),
                     data_sn,
-                    buffer_offset: sequence.offset + done,
+                    buffer_offset: offset,
                     data_segment_length: length,
                 };
                 let mut bhs = [0; BHS_LENGTH];
                 pdu.emit(&mut bhs);
-                self.transmit(&bhs, &[], &data);
+                self.transmit(&bhs, &[], &piece(&data_out, offset, length));
                 done += length;
                 data_sn += 1;
             }
+        }
+        if let Some(task) = self.tasks.get_mut(&tag) {
+            task.data_out = data_out;
         }
     }
 
@@ -476,18 +486,30 @@ impl Session {
     /// Takes bytes of the target.
     pub fn handle_bytes(&mut self, now: Instant, bytes: &[u8]) {
         self.last_heard = now;
-        let mut input = std::mem::take(&mut self.input);
-        input.extend_from_slice(bytes);
+        // Whole PDUs are read where they lie; only the tail of an incomplete one is copied.
+        if self.input.is_empty() {
+            let taken = self.take_pdus(bytes);
+            self.input.extend_from_slice(bytes.get(taken..).unwrap_or(&[]));
+        } else {
+            let mut input = std::mem::take(&mut self.input);
+            input.extend_from_slice(bytes);
+            let taken = self.take_pdus(&input);
+            input.drain(..taken.min(input.len()));
+            self.input = input;
+        }
+        self.send_waiting();
+    }
+
+    /// Takes every complete PDU of `bytes` and returns how far it came.
+    fn take_pdus(&mut self, bytes: &[u8]) -> usize {
         let mut at = 0;
         while !matches!(self.state, State::Over) {
-            match self.take_pdu(input.get(at..).unwrap_or(&[])) {
-                0 => break,
+            match self.take_pdu(bytes.get(at..).unwrap_or(&[])) {
+                0 => return at,
                 taken => at += taken,
             }
         }
-        input.drain(..at.min(input.len()));
-        self.input = input;
-        self.send_waiting();
+        bytes.len()
     }
 
     /// Takes the PDU at the start of `bytes` and returns its length; 0 when it is not complete.
@@ -628,6 +650,9 @@ impl Session {
                     self.violation("no TargetPortalGroupTag (§13.9)".into());
                 }
                 self.negotiated = negotiation.result;
+                if self.negotiated.first_burst_length > self.negotiated.max_burst_length {
+                    self.violation("FirstBurstLength above MaxBurstLength (§13.14)".into());
+                }
                 self.events.push_back(Event::LoggedIn {
                     negotiated: self.negotiated.clone(),
                     tsih,

@@ -1,5 +1,6 @@
 //! One SCSI command on the wire: what it still sends, what it got, and whether the target moved it by the rules.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use wire::iscsi::{DataIn, R2t, RESERVED_TAG, ScsiResponse};
@@ -40,6 +41,17 @@ pub(crate) struct Task {
     exp_data_sn: u32,
 }
 
+/// Bytes `offset..offset + length` of the data to write; zeros beyond what the caller gave.
+pub(crate) fn piece(data_out: &[u8], offset: u32, length: u32) -> Cow<'_, [u8]> {
+    let (start, length) = (offset as usize, length as usize);
+    if let Some(bytes) = data_out.get(start..start.saturating_add(length)) {
+        return Cow::Borrowed(bytes);
+    }
+    let mut bytes = data_out.get(start..).unwrap_or(&[]).to_vec();
+    bytes.resize(length, 0);
+    Cow::Owned(bytes)
+}
+
 impl Task {
     pub(crate) fn new(command: &mut Command) -> Task {
         let data_out = std::mem::take(&mut command.data_out);
@@ -67,15 +79,6 @@ impl Task {
             next_offset: 0,
             exp_data_sn: 0,
         }
-    }
-
-    /// Bytes `offset..offset + length` of the write; zeros beyond what the caller gave.
-    pub(crate) fn slice(&self, offset: u32, length: u32) -> Vec<u8> {
-        let start = (offset as usize).min(self.data_out.len());
-        let end = (offset as usize).saturating_add(length as usize).min(self.data_out.len());
-        let mut bytes = self.data_out.get(start..end).unwrap_or(&[]).to_vec();
-        bytes.resize(length as usize, 0);
-        bytes
     }
 
     /// Fixes the first burst: `immediate` bytes go with the command, and up to `end` follow unsolicited.
@@ -146,6 +149,7 @@ impl Task {
             wrong.push("CHECK CONDITION in Data-In, where sense data cannot go (§11.7.3)".into());
         }
         if self.data_in.len() < end as usize {
+            self.data_in.reserve_exact((self.read_length as usize).saturating_sub(self.data_in.len()));
             self.data_in.resize(end as usize, 0);
         }
         if let Some(room) = self.data_in.get_mut(pdu.buffer_offset as usize..end as usize) {
