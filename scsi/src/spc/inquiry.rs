@@ -4,7 +4,7 @@ use wire::scsi::{Lun, SENSE_LENGTH_MAX};
 
 use crate::{Environment, UnitView, sbc};
 
-/// Version descriptors (SPC-5 table 149 of the r22 numbering): SAM-5, SPC-4, SBC-3.
+/// Version descriptors (SPC-5 §6.7.2): SAM-5, SPC-4, SBC-3.
 const VERSIONS: [u16; 3] = [0x00A0, 0x0460, 0x04C0];
 /// The version descriptor of iSCSI, for ports with protocol identifier 5h.
 const VERSION_ISCSI: u16 = 0x0960;
@@ -137,7 +137,6 @@ fn block_limits(unit: &UnitView, environment: &Environment<'_>) -> BlockLimits {
         limits.unmap_blocks_max = sbc::unmap_blocks_max(unit);
         limits.unmap_descriptors_max = sbc::UNMAP_DESCRIPTORS_MAX;
         limits.unmap_granularity_blocks = provisioning.granularity_blocks.max(1);
-        limits.unmap_alignment = Some(u32::from(geometry.lowest_aligned_block));
     }
     limits
 }
