@@ -435,7 +435,7 @@ impl LoginMachine {
         let Some(target) = find_target(config, name) else {
             return refuse(Status::NOT_FOUND, format!("there is no target {name}"));
         };
-        if !admits(config, target, parties.portal_group, &parties.initiator, environment.peer.ip()) {
+        if !admits(config, target, parties.portal_group, &parties.initiator, environment.peer) {
             let (initiator, peer) = (&parties.initiator, environment.peer);
             return refuse(
                 Status::AUTHORIZATION_FAILURE,
