@@ -633,12 +633,14 @@ mod tests {
         let (mut parameters, mut reply) = (SessionParameters::default(), Vec::new());
         let environment = environment_of(&config);
         let first = request(false, true, RESERVED_TAG);
-        machine.handle_request(environment, &mut parameters, &first, b"SendTar", &mut reply);
+        let step = machine.handle_request(environment, &mut parameters, &first, b"SendTar", &mut reply);
+        assert_eq!(step, Ok((false, false, 1)));
         let last = request(true, false, 1);
         let step = machine.handle_request(environment, &mut parameters, &last, b"gets=All\0", &mut reply);
         assert!(matches!(step, Ok((true, ..))));
         assert!(reply.starts_with(b"TargetName="));
-        machine.handle_request(environment, &mut parameters, &first, &[b'A'; 8192], &mut reply);
+        let step = machine.handle_request(environment, &mut parameters, &first, &[b'A'; 8192], &mut reply);
+        assert_eq!(step, Ok((false, false, 2)));
         let more = request(false, true, 2);
         let step = machine.handle_request(environment, &mut parameters, &more, b"A", &mut reply);
         assert_eq!(step, Err(RejectReason::OutOfResources));
