@@ -19,7 +19,7 @@ use super::session::{CommandOrder, IMMEDIATE_MAX, Session, TASK_MANAGEMENT_MAX};
 use super::tables::Tables;
 use super::task_management as management;
 use super::transmit::{Flushed, INLINE_MAX, Item, ItemData, Notice, Transmitter};
-use super::{LoginMachine, SessionParameters, SessionType, TextMachine};
+use super::{LoginMachine, SessionParameters, TextMachine};
 use crate::ByteStream;
 
 /// Data of a Login Request: the default MaxRecvDataSegmentLength (RFC 7143 §13.12).
@@ -74,7 +74,7 @@ pub(super) struct Connection {
     pub cid: u16,
     pub parameters: SessionParameters,
     pub login: Option<Box<LoginMachine>>,
-    pub text: TextMachine,
+    pub text: Option<TextMachine>,
     /// R2Ts and unsolicited sequences that are not complete.
     pub solicited: u32,
     pub login_deadline: Instant,
@@ -144,7 +144,7 @@ impl Connection {
             cid: 0,
             parameters: parameters_before_login(),
             login: Some(Box::default()),
-            text: TextMachine::new(),
+            text: None,
             solicited: 0,
             login_deadline: now + login_time,
             end_deadline: None,
@@ -673,11 +673,6 @@ impl Connection {
             },
         };
         [own, self.logout_deadline].into_iter().flatten().min()
-    }
-
-    /// True for the session type.
-    pub fn is_discovery(&self, tables: &Tables) -> bool {
-        self.session.and_then(|key| tables.sessions.get(key)).is_some_and(|one| one.kind == SessionType::Discovery)
     }
 }
 

@@ -111,7 +111,7 @@ impl<N: Network> IscsiPort<N> {
         config.targets.iter().any(|node| {
             Some(node.target) == session.target_device
                 && session.target.as_ref() == Some(&node.name)
-                && peer.is_some_and(|peer| super::access::admits(config, node, session.portal_group, &session.initiator, peer))
+                && peer.is_some_and(|peer| super::access::admits(config, node, session.portal_group, &session.initiator, peer.ip()))
         })
     }
 
@@ -278,7 +278,7 @@ impl<N: Network> IscsiPort<N> {
         let flushed = one.connection.flush(&mut one.stream, &mut self.tables, &mut self.taken);
         let unblocked = one.connection.gated && one.connection.may_read(&self.tables);
         match flushed {
-            Flushed::Close | Flushed::Broken(_) => self.close(key),
+            Flushed::Close | Flushed::Broken => self.close(key),
             Flushed::Quiet if unblocked => self.wants_receive(key),
             Flushed::Quiet => {}
         }
@@ -597,5 +597,12 @@ impl<N: Network> TargetPort for IscsiPort<N> {
             return Some(self.tables.now);
         }
         self.tables.timers.peek().map(|&Reverse((at, _))| at)
+    }
+}
+
+#[cfg(test)]
+impl<N: Network> IscsiPort<N> {
+    pub(super) fn session_keys(&self) -> impl Iterator<Item = (Key, &super::session::Session)> {
+        self.tables.sessions.iter()
     }
 }

@@ -121,7 +121,7 @@ pub(super) enum Flushed {
     /// The PDU after which the connection ends was taken.
     Close,
     /// The stream is broken.
-    Broken(io::Error),
+    Broken,
 }
 
 impl Transmitter {
@@ -154,11 +154,6 @@ impl Transmitter {
     /// Items waiting to become PDUs.
     pub fn backlog(&self) -> usize {
         self.items.len()
-    }
-
-    /// A PDU was sent in part.
-    pub fn is_mid_pdu(&self) -> bool {
-        self.front_sent > 0
     }
 
     pub fn push(&mut self, item: Item) {
@@ -377,14 +372,14 @@ impl Transmitter {
                 return Flushed::Quiet;
             }
             let sent = match self.send_ring(stream) {
-                Ok(0) => return Flushed::Broken(io::ErrorKind::WriteZero.into()),
+                Ok(0) => return Flushed::Broken,
                 Ok(sent) => sent,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.blocked = true;
                     return Flushed::Quiet;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Flushed::Broken(error),
+                Err(_) => return Flushed::Broken,
             };
             if self.take_sent(sent, finished) {
                 return Flushed::Close;
