@@ -260,7 +260,9 @@ impl Ring {
         drop(queue);
         if pending {
             // Lets the kernel finish what it left for this thread to do; the result says nothing new.
-            let _ = self.uring.submit();
+            if self.uring.submit().is_ok() {
+                self.unsubmitted = !self.uring.submission().is_empty();
+            }
         }
         self.collect();
     }
