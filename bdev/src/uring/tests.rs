@@ -211,3 +211,23 @@ fn what_cannot_be_a_disk_is_refused_with_a_reason() {
     let error = FileDevice::open(&FileOptions::new("/nonexistent")).err().unwrap();
     assert!(error.to_string().starts_with("/nonexistent: "), "{error}");
 }
+
+/// Needs a block device that may be overwritten, named by the environment: a loop device will do.
+#[test]
+fn a_block_device_conforms() {
+    let Some(path) = std::env::var_os("BDEV_TEST_BLOCK_DEVICE") else {
+        return eprintln!("skipped: BDEV_TEST_BLOCK_DEVICE names no block device to overwrite");
+    };
+    for direct in [true, false] {
+        let Some(device) = open(&FileOptions { direct, ..FileOptions::new(&path) }) else { return };
+        let again = FileDevice::open(&FileOptions::new(&path)).err().map(|error| error.reason);
+        assert_eq!(again, Some(FileProblem::InUse));
+        let geometry = device.geometry();
+        eprintln!("{geometry:?}");
+        let mut bench = Bench::new(&device);
+        let zeroes = BlockOp::WriteZeroes { may_deallocate: false, fua: false };
+        assert_eq!(bench.one(zeroes, 0, geometry.blocks, None).result, Ok(IoValue::Done));
+        drop(bench);
+        conformance::run(&device, 21, 400, Traits::default());
+    }
+}
