@@ -183,10 +183,6 @@ impl<E: Engine> FileChannel<E> {
     }
 
     fn collect_extents(&mut self) -> usize {
-        if self.engine.take_watched() {
-            // Before the mailbox is emptied: what comes later signals again.
-            self.mailbox.event().clear();
-        }
         let mut count = 0;
         while self.queries > 0
             && let Some((slot, answer)) = self.mailbox.take()

@@ -42,11 +42,9 @@ pub(super) trait Engine {
     /// Asks the kernel to give up a slot's step. A hint.
     fn cancel(&mut self, slot: usize);
 
-    /// Has the engine's own descriptor become readable when `fd` does; once.
+    /// Has the engine's own descriptor become readable when `fd` does.
+    /// To be asked for again after every poll in which it is still wanted.
     fn watch(&mut self, fd: i32);
-
-    /// True once after the watched descriptor became, or may have become, readable.
-    fn take_watched(&mut self) -> bool;
 
     /// Hands over what was started since the last call.
     fn submit(&mut self);

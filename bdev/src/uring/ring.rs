@@ -41,7 +41,6 @@ pub(super) struct Ring {
     cancels: usize,
     /// A poll on this descriptor is in flight.
     watching: Option<i32>,
-    watched: bool,
     unsubmitted: bool,
     answers: VecDeque<Answer>,
 }
@@ -65,21 +64,17 @@ impl Ring {
             registered_pool: None,
             cancels: 0,
             watching: None,
-            watched: false,
             unsubmitted: false,
             answers: VecDeque::with_capacity(depth as usize),
         })
     }
 
     fn collect(&mut self) {
-        let Ring { uring, slots, answers, cancels, watching, watched, .. } = self;
+        let Ring { uring, slots, answers, cancels, watching, .. } = self;
         for entry in uring.completion() {
             match entry.user_data() {
                 CANCEL => *cancels = cancels.saturating_sub(1),
-                POLL => {
-                    *watching = None;
-                    *watched = true;
-                }
+                POLL => *watching = None,
                 slot => {
                     let answer = Answer { slot: slot as usize, result: entry.result() };
                     if slots.answered(answer) {
@@ -206,10 +201,6 @@ impl Engine for Ring {
             let entry = opcode::PollAdd::new(types::Fd(fd), libc::POLLIN as u32).build().user_data(POLL);
             self.watching = self.push(&entry).then_some(fd);
         }
-    }
-
-    fn take_watched(&mut self) -> bool {
-        std::mem::take(&mut self.watched)
     }
 
     fn submit(&mut self) {

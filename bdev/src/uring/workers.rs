@@ -104,8 +104,9 @@ fn serve(queue: &Queue) {
         };
         drop(jobs);
         let result = perform(&job);
-        lock(&job.answers.list).push(Answer { slot: job.slot, result });
-        job.answers.count.fetch_add(1, Ordering::Release);
+        let mut list = lock(&job.answers.list);
+        list.push(Answer { slot: job.slot, result });
+        job.answers.count.store(list.len(), Ordering::Release);
         job.answers.event.signal();
     }
 }
@@ -158,7 +159,6 @@ pub(super) struct Workers {
     file: Arc<File>,
     zeros: Arc<Zeros>,
     gathering: Gathering,
-    watching: bool,
 }
 
 impl Workers {
@@ -182,7 +182,6 @@ impl Workers {
             file,
             zeros,
             gathering,
-            watching: false,
         })
     }
 }
@@ -221,11 +220,6 @@ impl Engine for Workers {
     fn watch(&mut self, fd: i32) {
         // Added again and again is refused, and harmless.
         let _ = self.gathering.add(fd);
-        self.watching = true;
-    }
-
-    fn take_watched(&mut self) -> bool {
-        std::mem::take(&mut self.watching)
     }
 
     fn submit(&mut self) {}
@@ -238,11 +232,11 @@ impl Engine for Workers {
         if self.answers.count.load(Ordering::Acquire) == 0 {
             return;
         }
-        // Before the list is emptied: what comes later signals again.
-        self.answers.event.clear();
+        // List, count and event change together under the lock, so the event says truly whether something is there.
         let mut list = lock(&self.answers.list);
+        self.answers.event.clear();
+        self.answers.count.store(0, Ordering::Relaxed);
         for answer in list.drain(..) {
-            self.answers.count.fetch_sub(1, Ordering::Relaxed);
             if self.slots.answered(answer) {
                 self.taken.push_back(answer);
             }
