@@ -12,8 +12,10 @@ fn seeds() -> Vec<(String, Vec<u8>)> {
     // The first bytes of every operation code there is, so that mutation starts inside each command.
     (0..=255u8)
         .map(|code| {
+            // Two bytes of world, the length of the CDB, the CDB, a parameter list.
             let mut input = vec![0u8; 64];
-            input[0] = code;
+            input[2] = [6, 10, 10, 16, 16, 12, 16, 16][usize::from(code >> 5)];
+            input[3] = code;
             (format!("operation-{code:02x}"), input)
         })
         .collect()
