@@ -683,6 +683,7 @@ impl Session {
         if pdu.response == 0 && pdu.status == Status::CheckCondition && sense.is_empty() {
             wrong.push("CHECK CONDITION without sense data (§11.4.7)".into());
         }
+        self.check_acknowledged(pdu.initiator_task_tag);
         let residual = Residual::new(pdu.residual_overflow, pdu.residual_underflow, pdu.residual_count);
         let bidirectional = Residual::new(
             pdu.bidirectional_overflow,
@@ -691,6 +692,16 @@ impl Session {
         );
         self.check_all(wrong);
         self.finish(pdu.initiator_task_tag, pdu.response, pdu.status, sense, [residual, bidirectional]);
+    }
+
+    /// A status must not precede the acknowledgment of its command (RFC 7143 §4.2.2.1).
+    fn check_acknowledged(&mut self, tag: u32) {
+        let cmd_sn = self.tasks.get(&tag).and_then(|task| if task.numbered { task.cmd_sn } else { None });
+        if let Some(cmd_sn) = cmd_sn.filter(|cmd_sn| !self.window.is_acknowledged(*cmd_sn)) {
+            self.violation(format!(
+                "status before the command with CmdSN {cmd_sn:#x} is acknowledged (§4.2.2.1)"
+            ));
+        }
     }
 
     /// A task the target can know of.
@@ -727,6 +738,7 @@ impl Session {
         task.take_data_in(pdu, data, &self.negotiated, &mut wrong);
         self.check_all(wrong);
         if let Some(status) = pdu.status {
+            self.check_acknowledged(pdu.initiator_task_tag);
             let residual = Residual::new(pdu.residual_overflow, pdu.residual_underflow, pdu.residual_count);
             self.finish(pdu.initiator_task_tag, 0, status, Vec::new(), [residual, Residual::None]);
         }
@@ -787,7 +799,7 @@ impl Session {
         if !pdu.final_ && collected.len() <= TEXT_MAX {
             if pdu.target_transfer_tag == RESERVED_TAG {
                 self.violation(
-                    "Text Response that is not final has no target transfer tag (§11.11.3)".into(),
+                    "Text Response that is not final has no target transfer tag (§11.11.4)".into(),
                 );
             }
             return self.send_text(tag, pdu.target_transfer_tag, pdu.lun, Vec::new());
@@ -795,7 +807,7 @@ impl Session {
         let pairs = decode(collected);
         self.exchanges.remove(&tag);
         if pdu.final_ && pdu.target_transfer_tag != RESERVED_TAG {
-            self.violation("final Text Response with a target transfer tag (§11.11.3)".into());
+            self.violation("final Text Response with a target transfer tag (§11.11.4)".into());
         }
         match pairs {
             Ok(pairs) => self.events.push_back(Event::Text { tag, pairs }),
@@ -809,6 +821,9 @@ impl Session {
         if tag == RESERVED_TAG {
             if pdu.target_transfer_tag != RESERVED_TAG && self.config.answer_nops {
                 self.send_nop(RESERVED_TAG, pdu.target_transfer_tag, pdu.lun, Vec::new());
+            }
+            if !data.is_empty() {
+                self.violation("NOP-In that does not answer has data (§11.19)".into());
             }
             let target_transfer_tag = pdu.target_transfer_tag;
             return self.events.push_back(Event::NopReceived { target_transfer_tag, data: data.to_vec() });

@@ -219,14 +219,15 @@ fn status_responses() -> impl Strategy<Value = Pdu> {
         let [a, b, c, d] = raw.flags;
         let [stat_sn, exp_cmd_sn, max_cmd_sn] = raw.serials;
         let [x, y, z] = raw.words;
+        let completed = raw.bytes[0] & 1 == 0;
         match which {
             0 => Pdu::ScsiResponse(ScsiResponse {
-                response: if raw.bytes[0] & 1 == 0 { 0 } else { 0x80 | raw.bytes[0] },
-                status: if raw.bytes[0] & 1 == 0 { raw.status } else { Status::Good },
-                residual_overflow: a,
-                residual_underflow: b && !a,
-                bidirectional_overflow: c && !d,
-                bidirectional_underflow: d,
+                response: if completed { 0 } else { 0x80 | raw.bytes[0] },
+                status: if completed { raw.status } else { Status::Good },
+                residual_overflow: a && completed,
+                residual_underflow: b && !a && completed,
+                bidirectional_overflow: c && !d && completed,
+                bidirectional_underflow: d && completed,
                 initiator_task_tag: raw.itt,
                 snack_tag: raw.ttt,
                 stat_sn,
