@@ -10,8 +10,8 @@ use std::time::Duration;
 use base::{BufferPool, CoreId, DataBuf, Instant, Key, Limits, PoolClass, Progress};
 use proptest::prelude::*;
 use scsi::{
-    CommandReceived, CommandStatus, DropReason, ExchangeId, NexusId, NexusToken, PortEvent, TargetDeviceId, TaskId,
-    TaskManagementResponse,
+    CommandReceived, CommandStatus, DropReason, ExchangeId, NexusId, NexusToken, PortEvent, TargetDeviceId,
+    TaskId, TaskManagementResponse,
 };
 use wire::iscsi::*;
 use wire::scsi::{Cdb, Lun, Sense, SenseKey, Status, TaskAttribute};
@@ -177,7 +177,11 @@ impl Engine {
                 self.log.push(format!("failed {asc:02x}/{ascq:02x}"));
                 let exchange = self.tasks[&task].exchange;
                 let sense = Some(Sense::new(SenseKey::AbortedCommand, asc, ascq));
-                port.send_command_complete(exchange, task, CommandStatus { sense, ..status(Status::CheckCondition) });
+                port.send_command_complete(
+                    exchange,
+                    task,
+                    CommandStatus { sense, ..status(Status::CheckCondition) },
+                );
             }
             PortEvent::DataInDelivered { .. } => {}
             PortEvent::Delivered { task } => {
@@ -191,7 +195,11 @@ impl Engine {
             PortEvent::TaskManagementRequested(request) => {
                 self.log.push(format!("{:?} {:?}", request.function, request.tag));
                 let token = NexusToken(request.nexus.0.to_u64());
-                port.task_management_function_executed(token, request.request, TaskManagementResponse::Complete);
+                port.task_management_function_executed(
+                    token,
+                    request.request,
+                    TaskManagementResponse::Complete,
+                );
             }
         }
     }
@@ -231,7 +239,8 @@ impl Engine {
                     written[..data.len()].copy_from_slice(data);
                     received = data.len() as u32;
                 }
-                self.tasks.insert(task, Task { exchange, written, total: total_out, lent: received, received });
+                self.tasks
+                    .insert(task, Task { exchange, written, total: total_out, lent: received, received });
                 self.go_on(port, task);
             }
             0xFF => self.kept.push((exchange, task)),
@@ -276,7 +285,11 @@ fn config(options: Options, digests: bool) -> Arc<Config> {
             portals: vec![Portal { address: "10.0.0.1:3260".parse().unwrap() }],
             private: false,
         }],
-        initiator_groups: vec![InitiatorGroup { tag: 1, initiators: vec!["ANY".into()], netmasks: vec!["ANY".into()] }],
+        initiator_groups: vec![InitiatorGroup {
+            tag: 1,
+            initiators: vec!["ANY".into()],
+            netmasks: vec!["ANY".into()],
+        }],
         targets: vec![TargetNode {
             target: TargetDeviceId(0),
             name: "iqn.2024-01.org.test:disk".into(),
@@ -305,7 +318,8 @@ impl Lab {
             PoolClass { size: 262_144, count: slots },
         ]);
         let limits = Limits { sessions_max: 8, tasks_max: 64, ..Limits::default() };
-        let port = IscsiPort::new(CoreId(1), Net::default(), pool.clone(), limits, config(options, digests), 99);
+        let port =
+            IscsiPort::new(CoreId(1), Net::default(), pool.clone(), limits, config(options, digests), 99);
         let engine = Engine {
             pool: pool.clone(),
             tasks: HashMap::new(),
@@ -322,7 +336,15 @@ impl Lab {
     fn connect(&mut self) -> Initiator {
         let wire = Rc::new(RefCell::new(Wire::default()));
         self.port.network_mut().arriving.push_back(Rc::clone(&wire));
-        Initiator { wire, header_digest: false, data_digest: false, cmd_sn: 10, taken: 0, tag: 100, stat_sn: None }
+        Initiator {
+            wire,
+            header_digest: false,
+            data_digest: false,
+            cmd_sn: 10,
+            taken: 0,
+            tag: 100,
+            stat_sn: None,
+        }
     }
 
     fn turn(&mut self) {
@@ -401,7 +423,10 @@ impl Initiator {
         let Pdu::LoginResponse(response) = pdu else { panic!("{pdu:?}") };
         let reply = String::from_utf8_lossy(&data).replace('\0', " ");
         assert_eq!((response.status_class, response.status_detail), (0, 0), "{reply}");
-        assert!(response.transit && response.next_stage == LoginStage::FullFeaturePhase, "{response:?} {reply}");
+        assert!(
+            response.transit && response.next_stage == LoginStage::FullFeaturePhase,
+            "{response:?} {reply}"
+        );
         assert_ne!(response.tsih, 0);
         assert_eq!(response.exp_cmd_sn, self.cmd_sn);
         self.header_digest = reply.contains("HeaderDigest=CRC32C");
@@ -513,7 +538,14 @@ impl Initiator {
     }
 
     /// Writes `data`, answering R2Ts with PDUs of at most `segment`; returns the response.
-    fn write(&mut self, lab: &mut Lab, data: &[u8], immediate: usize, unsolicited: usize, segment: usize) -> ScsiResponse {
+    fn write(
+        &mut self,
+        lab: &mut Lab,
+        data: &[u8],
+        immediate: usize,
+        unsolicited: usize,
+        segment: usize,
+    ) -> ScsiResponse {
         let mut command = self.scsi(0x2A, (data.len() / 512) as u16);
         command.final_ = unsolicited == 0;
         let tag = command.initiator_task_tag;
@@ -561,7 +593,8 @@ impl Initiator {
                     sn += 1;
                     data.extend(bytes);
                 }
-                if matches!(pdu, Pdu::ScsiResponse(_)) || matches!(pdu, Pdu::DataIn(p) if p.status.is_some()) {
+                if matches!(pdu, Pdu::ScsiResponse(_)) || matches!(pdu, Pdu::DataIn(p) if p.status.is_some())
+                {
                     return (data, pdu);
                 }
             }
@@ -611,7 +644,11 @@ fn residuals_say_what_was_not_moved() {
 fn writes_arrive_whole_and_are_never_copied() {
     for digests in [false, true] {
         let mut lab = Lab::new(Options::default(), digests);
-        let keys = if digests { format!("{KEYS}HeaderDigest=CRC32C\0DataDigest=CRC32C\0") } else { KEYS.to_string() };
+        let keys = if digests {
+            format!("{KEYS}HeaderDigest=CRC32C\0DataDigest=CRC32C\0")
+        } else {
+            KEYS.to_string()
+        };
         let mut initiator = lab.login(&keys);
         assert_eq!(initiator.header_digest && initiator.data_digest, digests);
         // (length, immediate): all immediate, part immediate, all solicited.
@@ -619,7 +656,11 @@ fn writes_arrive_whole_and_are_never_copied() {
             let data = pattern(3, blocks * 512);
             let response = initiator.write(&mut lab, &data, immediate, 0, 10_000);
             assert_eq!((response.status, response.residual_count), (Status::Good, 0));
-            assert_eq!(lab.engine.blocks[&(data.len() as u32)], data, "{blocks} blocks, {immediate} immediate");
+            assert_eq!(
+                lab.engine.blocks[&(data.len() as u32)],
+                data,
+                "{blocks} blocks, {immediate} immediate"
+            );
         }
         assert_eq!(lab.port.payload_bytes_copied(), 0);
         assert_eq!(lab.outstanding(), 0);
@@ -630,7 +671,9 @@ fn writes_arrive_whole_and_are_never_copied() {
 fn unsolicited_data_is_kept_and_the_rest_is_solicited() {
     let mut lab = Lab::new(Options::default(), false);
     let mut initiator = lab.login(KEYS);
-    for (blocks, immediate, unsolicited) in [(128, 0, 65536), (300, 0, 65536), (300, 4096, 61440), (16, 0, 8192)] {
+    for (blocks, immediate, unsolicited) in
+        [(128, 0, 65536), (300, 0, 65536), (300, 4096, 61440), (16, 0, 8192)]
+    {
         let data = pattern(9, blocks * 512);
         let response = initiator.write(&mut lab, &data, immediate, unsolicited, 8192);
         assert_eq!(response.status, Status::Good);
@@ -644,8 +687,11 @@ fn bytes_split_anywhere_change_nothing() {
     for digests in [false, true] {
         for step in (1..64).chain([100, 1000, 4095]) {
             let mut lab = Lab::new(Options::default(), digests);
-            let keys =
-                if digests { format!("{KEYS}HeaderDigest=CRC32C\0DataDigest=CRC32C\0") } else { KEYS.to_string() };
+            let keys = if digests {
+                format!("{KEYS}HeaderDigest=CRC32C\0DataDigest=CRC32C\0")
+            } else {
+                KEYS.to_string()
+            };
             let mut initiator = lab.login(&keys);
             {
                 let mut wire = initiator.wire.borrow_mut();
@@ -750,7 +796,11 @@ fn nop_and_logout_and_task_management() {
     assert!(matches!(all[0], (Pdu::NopIn(p), ref data) if p.initiator_task_tag == 5 && data == b"hello"));
     assert!(matches!(all[1].0, Pdu::TaskManagementResponse(p) if p.response == 4));
     assert!(matches!(all[2].0, Pdu::TaskManagementResponse(p) if p.response == 0));
-    assert!(lab.engine.log.iter().any(|line| line.contains("AbortTask Some(TaskTag(77))")), "{:?}", lab.engine.log);
+    assert!(
+        lab.engine.log.iter().any(|line| line.contains("AbortTask Some(TaskTag(77))")),
+        "{:?}",
+        lab.engine.log
+    );
     let logout = LogoutRequest {
         immediate: true,
         reason: LogoutReason::CloseConnection,
@@ -1018,7 +1068,8 @@ fn the_last_login_response_waits_for_the_nexus() {
     let mut lab = Lab::new(Options::default(), false);
     lab.engine.hold_nexus = true;
     let mut initiator = lab.connect();
-    let text = "InitiatorName=iqn.2024-01.org.test:host\0TargetName=iqn.2024-01.org.test:disk\0SessionType=Normal\0";
+    let text =
+        "InitiatorName=iqn.2024-01.org.test:host\0TargetName=iqn.2024-01.org.test:disk\0SessionType=Normal\0";
     initiator.send(&Pdu::LoginRequest(initiator.login_request(text.len())), text.as_bytes());
     lab.run();
     assert_eq!(lab.engine.log, ["nexus requested"]);
@@ -1042,7 +1093,9 @@ fn a_config_without_the_target_ends_its_sessions() {
     lab.port.request_logout(lab.now, None, Some(1), 10);
     lab.run();
     let told = initiator.all();
-    assert!(matches!(told[0].0, Pdu::AsyncMessage(p) if p.event == AsyncEvent::LogoutRequest { seconds: 10 }));
+    assert!(
+        matches!(told[0].0, Pdu::AsyncMessage(p) if p.event == AsyncEvent::LogoutRequest { seconds: 10 })
+    );
     let mut without = Config::clone(&config(Options::default(), false));
     without.targets.clear();
     lab.port.set_config(lab.now, Arc::new(without));
@@ -1050,7 +1103,9 @@ fn a_config_without_the_target_ends_its_sessions() {
     lab.run();
     assert_eq!(lab.port.sessions_to_end(), 0);
     let told = initiator.all();
-    assert!(matches!(told[0].0, Pdu::AsyncMessage(p) if matches!(p.event, AsyncEvent::SessionDropped { .. })));
+    assert!(
+        matches!(told[0].0, Pdu::AsyncMessage(p) if matches!(p.event, AsyncEvent::SessionDropped { .. }))
+    );
     assert!(initiator.wire.borrow().dropped);
 }
 

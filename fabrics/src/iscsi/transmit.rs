@@ -205,7 +205,9 @@ impl Transmitter {
         let mut first = self.front_sent > 0;
         let before = self.ring.len();
         self.ring.retain(|segment| {
-            let keep = std::mem::take(&mut first) || segment.exchange != Some(exchange) || segment.r2t_tag().is_none();
+            let keep = std::mem::take(&mut first)
+                || segment.exchange != Some(exchange)
+                || segment.r2t_tag().is_none();
             if !keep && let Some(tag) = segment.r2t_tag() {
                 unsent(tag);
             }
@@ -248,7 +250,13 @@ impl Transmitter {
         let (mut response, inline, length) = data_in::response(exchange, status);
         (response.stat_sn, response.exp_cmd_sn, response.max_cmd_sn) = (self.stat_sn, exp, max);
         self.stat_sn = self.stat_sn.wrapping_add(1);
-        self.put(&Pdu::ScsiResponse(response), ItemData::Inline(inline, length), Some(key), Notice::Status, true);
+        self.put(
+            &Pdu::ScsiResponse(response),
+            ItemData::Inline(inline, length),
+            Some(key),
+            Notice::Status,
+            true,
+        );
     }
 
     fn build_data_in(&mut self, mut item: DataInItem, tables: &mut Tables) {
@@ -433,7 +441,8 @@ impl Transmitter {
 fn uncount(exchange: &mut Exchange, sessions: &mut Slab<Session>) -> (u32, u32) {
     let Some(session) = sessions.get_mut(exchange.session) else { return (0, 0) };
     if std::mem::take(&mut exchange.counted) {
-        let count = if exchange.immediate { &mut session.immediate_outstanding } else { &mut session.outstanding };
+        let count =
+            if exchange.immediate { &mut session.immediate_outstanding } else { &mut session.outstanding };
         *count = count.saturating_sub(1);
     }
     session.window()

@@ -1,0 +1,246 @@
+use wire::scsi::inquiry::{Peripheral, StandardInquiry};
+use wire::scsi::vpd::{self, Association, BlockLimits, Designator, page};
+use wire::scsi::{Lun, SENSE_LENGTH_MAX};
+
+use crate::{Environment, UnitView, sbc};
+
+/// Version descriptors (SPC-5 §6.7.2): SAM-5, SPC-4, SBC-3.
+const VERSIONS: [u16; 3] = [0x00A0, 0x0460, 0x04C0];
+/// The version descriptor of iSCSI, for ports with protocol identifier 5h.
+const VERSION_ISCSI: u16 = 0x0960;
+const PROTOCOL_ISCSI: u8 = 5;
+
+/// VPD pages of a unit, ascending.
+const PAGES: [u8; 8] = [
+    page::SUPPORTED,
+    page::UNIT_SERIAL_NUMBER,
+    page::DEVICE_IDENTIFICATION,
+    page::EXTENDED_INQUIRY,
+    page::MODE_PAGE_POLICY,
+    page::BLOCK_LIMITS,
+    page::BLOCK_DEVICE_CHARACTERISTICS,
+    page::LOGICAL_BLOCK_PROVISIONING,
+];
+
+/// VPD pages of a LUN without a unit.
+const PAGES_WITHOUT_UNIT: [u8; 2] = [page::SUPPORTED, page::DEVICE_IDENTIFICATION];
+
+/// Whether the LUN addressed has this VPD page.
+pub(super) fn supported(page: u8, environment: &Environment<'_>) -> bool {
+    pages(environment).contains(&page)
+}
+
+fn pages(environment: &Environment<'_>) -> &'static [u8] {
+    if environment.unit.is_some() { &PAGES } else { &PAGES_WITHOUT_UNIT }
+}
+
+fn peripheral(environment: &Environment<'_>) -> Peripheral {
+    match environment.unit {
+        Some(_) => Peripheral::BlockDevice,
+        None if environment.lun == Lun::REPORT_LUNS => Peripheral::WellKnown,
+        None => Peripheral::Absent,
+    }
+}
+
+pub(crate) fn inquiry_data(environment: &Environment<'_>, out: &mut [u8]) -> usize {
+    let [sam, spc, sbc] = VERSIONS;
+    let iscsi = environment.nexus.protocol == PROTOCOL_ISCSI;
+    let versions: &[u16] = if iscsi { &[sam, VERSION_ISCSI, spc, sbc] } else { &[sam, spc, sbc] };
+    let identity = environment.unit.map(|unit| &unit.identity);
+    StandardInquiry {
+        peripheral: peripheral(environment),
+        vendor: identity.map_or("POLLUX", |identity| &identity.vendor),
+        product: identity.map_or("", |identity| &identity.product),
+        revision: identity.map_or("", |identity| &identity.revision),
+        versions,
+    }
+    .emit(out)
+}
+
+pub(crate) fn vital_product_data(code: u8, environment: &Environment<'_>, out: &mut [u8]) -> usize {
+    let peripheral = peripheral(environment);
+    match (code, environment.unit) {
+        (page::DEVICE_IDENTIFICATION, unit) => device_identification(peripheral, unit, environment, out),
+        (page::UNIT_SERIAL_NUMBER, Some(unit)) => {
+            vpd::emit_serial_number(peripheral, &unit.identity.serial, out)
+        }
+        (page::EXTENDED_INQUIRY, Some(unit)) => {
+            vpd::emit_extended_inquiry(peripheral, unit.geometry.write_cache, SENSE_LENGTH_MAX as u8, out)
+        }
+        (page::MODE_PAGE_POLICY, Some(_)) => vpd::emit_mode_page_policy(peripheral, out),
+        (page::BLOCK_LIMITS, Some(unit)) => block_limits(unit, environment).emit(peripheral, out),
+        (page::BLOCK_DEVICE_CHARACTERISTICS, Some(unit)) => {
+            vpd::emit_block_device_characteristics(peripheral, unit.geometry.rotational, out)
+        }
+        (page::LOGICAL_BLOCK_PROVISIONING, Some(unit)) => {
+            let provisioning = &unit.geometry.provisioning;
+            vpd::emit_logical_block_provisioning(
+                peripheral,
+                provisioning.discard,
+                provisioning.reads_zeros,
+                out,
+            )
+        }
+        _ => vpd::emit_supported(peripheral, pages(environment), out),
+    }
+}
+
+/// The logical unit's names, then the target port's and the target device's (SPC-5 §7.7.6).
+fn device_identification(
+    peripheral: Peripheral,
+    unit: Option<&UnitView>,
+    environment: &Environment<'_>,
+    out: &mut [u8],
+) -> usize {
+    let nexus = environment.nexus;
+    let port: &str = &nexus.target_port;
+    let device = port.split_once(",t,").map_or(port, |(name, _)| name);
+    let of_target = [
+        (Association::TargetPort, Designator::RelativeTargetPort(nexus.relative_target_port)),
+        (Association::TargetPort, Designator::Name(port)),
+        (Association::TargetDevice, Designator::Name(device)),
+    ];
+    let Some(unit) = unit else {
+        return vpd::emit_device_identification(peripheral, nexus.protocol, &of_target, out);
+    };
+    let identity = &unit.identity;
+    let [relative, port, device] = of_target;
+    let designators = [
+        (Association::LogicalUnit, Designator::Naa(&identity.naa)),
+        (
+            Association::LogicalUnit,
+            Designator::T10VendorId { vendor: &identity.vendor, identifier: &identity.serial },
+        ),
+        (Association::LogicalUnit, Designator::Uuid(&identity.uuid)),
+        relative,
+        port,
+        device,
+    ];
+    vpd::emit_device_identification(peripheral, nexus.protocol, &designators, out)
+}
+
+fn block_limits(unit: &UnitView, environment: &Environment<'_>) -> BlockLimits {
+    let geometry = &unit.geometry;
+    let provisioning = &geometry.provisioning;
+    let transfer_blocks_max = sbc::transfer_blocks_max(unit);
+    let mut limits = BlockLimits {
+        compare_and_write_blocks_max: sbc::compare_and_write_blocks_max(
+            unit,
+            environment.limits.burst_length_bytes,
+        ),
+        optimal_granularity_blocks: geometry.optimal_granularity_blocks,
+        transfer_blocks_max,
+        optimal_transfer_blocks: geometry.optimal_transfer_blocks.min(transfer_blocks_max),
+        ..BlockLimits::default()
+    };
+    if provisioning.discard {
+        limits.unmap_blocks_max = sbc::unmap_blocks_max(unit);
+        limits.unmap_descriptors_max = sbc::UNMAP_DESCRIPTORS_MAX;
+        limits.unmap_granularity_blocks = provisioning.granularity_blocks.max(1);
+    }
+    limits
+}
+
+#[cfg(test)]
+mod tests {
+    use wire::scsi::{Cdb, Lun, Sense};
+
+    use crate::fuzz::World;
+    use crate::{Plan, lookup};
+
+    /// INQUIRY data, as long as the allocation length lets it be.
+    fn inquiry(vital: bool, page: u8, allocation_length: u16, world: &World) -> Result<Vec<u8>, Sense> {
+        let [high, low] = allocation_length.to_be_bytes();
+        let cdb = Cdb::new(&[0x12, u8::from(vital), page, high, low, 0]);
+        let environment = world.environment();
+        let plan = lookup(&cdb, &environment)?.plan(&cdb, &environment)?;
+        let (length, _) = plan.data_lengths(&environment);
+        let Plan::ParameterIn { kind, .. } = plan else { panic!("{plan:?}") };
+        let mut data = vec![0xEE; length as usize];
+        kind.render(&environment, &mut data);
+        Ok(data)
+    }
+
+    #[test]
+    fn every_supported_page_is_there_and_no_other() {
+        let mut world = World::new();
+        for unit in [world.unit.take(), None] {
+            world.unit = unit;
+            let supported = inquiry(true, 0x00, 255, &world).expect("page 00h");
+            let pages = &supported[4..];
+            assert!(pages.is_sorted());
+            assert_eq!(usize::from(supported[3]), pages.len());
+            for page in 0..=255 {
+                let data = inquiry(true, page, 4096, &world);
+                assert_eq!(data.is_ok(), pages.contains(&page), "page {page:02x}h");
+                match data {
+                    Ok(data) => {
+                        assert_eq!(data[0], if world.unit.is_some() { 0x00 } else { 0x7F });
+                        assert_eq!(data[1], page);
+                        assert_eq!(usize::from(u16::from_be_bytes([data[2], data[3]])) + 4, data.len());
+                    }
+                    Err(sense) => assert_eq!(sense, Sense::invalid_field_in_cdb(2, None)),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn standard_data_is_truncated_to_the_byte() {
+        let world = World::new();
+        let whole = inquiry(false, 0, 260, &world).expect("standard data");
+        assert_eq!(whole.len(), 96);
+        assert_eq!(usize::from(whole[4]), whole.len() - 5);
+        assert_eq!(&whole[58..66], &[0x00, 0xA0, 0x09, 0x60, 0x04, 0x60, 0x04, 0xC0]);
+        for length in 0..96 {
+            assert_eq!(inquiry(false, 0, length, &world).as_deref(), Ok(&whole[..usize::from(length)]));
+        }
+        assert_eq!(inquiry(false, 1, 260, &world), Err(Sense::invalid_field_in_cdb(2, None)));
+    }
+
+    #[test]
+    fn what_a_lun_without_a_unit_says() {
+        let mut world = World::new();
+        world.unit = None;
+        world.lun = Lun::from_number(5);
+        assert_eq!(inquiry(false, 0, 260, &world).map(|data| data[0]), Ok(0x7F));
+        world.lun = Lun::REPORT_LUNS;
+        assert_eq!(inquiry(false, 0, 260, &world).map(|data| data[0]), Ok(0x1E));
+    }
+
+    #[test]
+    fn block_limits_are_those_that_are_enforced() {
+        let mut world = World::new();
+        let limits = inquiry(true, 0xB0, 255, &world).expect("page B0h");
+        assert_eq!(limits.len(), 64);
+        assert_eq!(limits[4..6], [0, 255]);
+        assert_eq!(limits[8..12], (64 * 1024 * 1024 / 512_u32).to_be_bytes());
+        assert_eq!(limits[20..28], [0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 1, 0]);
+        if let Some(unit) = world.unit.as_mut() {
+            unit.geometry.provisioning.discard = false;
+        }
+        let limits = inquiry(true, 0xB0, 255, &world).expect("page B0h");
+        assert_eq!(limits[20..36], [0; 16]);
+        assert_eq!(inquiry(true, 0xB2, 255, &world).map(|data| data[5]), Ok(0));
+    }
+
+    #[test]
+    fn the_device_and_its_port_are_named() {
+        let world = World::new();
+        let data = inquiry(true, 0x83, 4096, &world).expect("page 83h");
+        let mut rest = &data[4..];
+        let mut found = Vec::new();
+        while let [first, second, _, length, after @ ..] = rest {
+            let (body, next) = after.split_at(usize::from(*length));
+            found.push((*first, *second, body.to_vec()));
+            rest = next;
+        }
+        assert_eq!(found.len(), 6);
+        assert_eq!(found[0], (0x01, 0x03, vec![0x60; 16]));
+        assert_eq!(found[1], (0x02, 0x01, b"POLLUX  0123456789".to_vec()));
+        assert_eq!(found[3], (0x51, 0x94, vec![0, 0, 0, 1]));
+        assert!(found[4].2.starts_with(b"iqn.2026-01.test:target,t,0x0001\0"));
+        assert_eq!(found[5].1, 0xA8);
+        assert!(found[5].2.starts_with(b"iqn.2026-01.test:target\0"));
+    }
+}
