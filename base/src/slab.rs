@@ -20,7 +20,7 @@ impl Key {
 
     /// The key that [`Key::to_u64`] gave `bits` for.
     #[must_use]
-    pub fn from_u64(bits: u64) -> Key {
+    pub const fn from_u64(bits: u64) -> Key {
         Key { index: (bits & 0xFFFF_FFFF) as u32, generation: (bits >> 32) as u32 }
     }
 }

@@ -1,4 +1,4 @@
-use base::{CoreId, DataBuf, Instant, Progress};
+use base::{BufferPool, CoreId, DataBuf, Instant, Progress};
 
 /// How a device maps blocks to storage (SBC-4 §4.7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -208,5 +208,12 @@ pub trait IoChannel {
     /// requests finish inside `submit`, `flush` or `poll`.
     fn wake_descriptor(&self) -> Option<i32> {
         None
+    }
+
+    /// Offers the memory that this core's buffers come from, before the first request, so that the channel may
+    /// register it with its device. True when it did; everything works without.
+    fn register_pool(&mut self, pool: &BufferPool) -> bool {
+        let _ = pool;
+        false
     }
 }

@@ -7,8 +7,19 @@
 #![deny(unsafe_code)]
 
 mod block_device;
+mod check;
+pub mod conformance;
+mod immediate;
+mod null;
+mod ram;
+#[allow(unsafe_code)]
+mod ram_memory;
+mod uring;
 
 pub use block_device::{
     BlockDevice, BlockError, BlockIo, BlockOp, Extent, ExtentState, Geometry, IoChannel, IoCompletion, IoTag,
     IoValue, Provisioning,
 };
+pub use null::{NullDisk, NullOptions};
+pub use ram::{RamDisk, RamError, RamOptions};
+pub use uring::{FileDevice, FileError, FileOptions, FileProblem};

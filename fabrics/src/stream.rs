@@ -51,7 +51,41 @@ pub trait Network {
 
     /// Reports tokens that became readable or writable since the last call.
     fn poll(&mut self, ready: &mut dyn FnMut(StreamToken, Readiness)) -> Progress;
+
+    /// Listens on these addresses and on no others. Called on core 0 only; a network that does not listen for itself
+    /// (the simulation's) takes any. When one address fails, what was listening before goes on.
+    ///
+    /// # Errors
+    /// The first address that cannot be listened on, why, and what to do.
+    fn set_portals(&mut self, portals: &[SocketAddr]) -> Result<(), ListenError> {
+        let _ = portals;
+        Ok(())
+    }
+
+    /// The descriptors that must wake a sleeping reactor; asked before each sleep, `poll` follows.
+    fn wake_descriptors(&self, visit: &mut dyn FnMut(i32)) {
+        let _ = visit;
+    }
 }
+
+/// An address that cannot be listened on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenError {
+    /// The address.
+    pub address: SocketAddr,
+    /// What the system said.
+    pub reason: String,
+    /// What would help.
+    pub remedy: &'static str,
+}
+
+impl std::fmt::Display for ListenError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "cannot listen on {}: {}; {}", self.address, self.reason, self.remedy)
+    }
+}
+
+impl std::error::Error for ListenError {}
 
 /// What a stream became ready for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -1,6 +1,7 @@
 use base::{DataBuf, Instant, Progress};
 use scsi::{
-    CommandStatus, DropReason, ExchangeId, NexusId, NexusToken, PortEvent, RequestToken, TaskId, TaskManagementResponse,
+    CommandStatus, DropReason, ExchangeId, NexusId, NexusToken, PortEvent, RequestToken, TaskId,
+    TaskManagementResponse,
 };
 use wire::scsi::{Lun, Sense};
 
@@ -10,13 +11,25 @@ pub trait TargetPort {
     /// Receive Data-Out.
     fn receive_data_out(&mut self, exchange: ExchangeId, task: TaskId, offset: u32, data: DataBuf);
     /// Send Data-In, with the status when this is the last burst.
-    fn send_data_in(&mut self, exchange: ExchangeId, task: TaskId, offset: u32, data: DataBuf, status: Option<CommandStatus>);
+    fn send_data_in(
+        &mut self,
+        exchange: ExchangeId,
+        task: TaskId,
+        offset: u32,
+        data: DataBuf,
+        status: Option<CommandStatus>,
+    );
     /// Terminate Data Transfer.
     fn terminate_data_transfer(&mut self, exchange: ExchangeId, task: TaskId);
     /// Send Command Complete.
     fn send_command_complete(&mut self, exchange: ExchangeId, task: TaskId, status: CommandStatus);
     /// Task Management Function Executed.
-    fn task_management_function_executed(&mut self, token: NexusToken, request: RequestToken, response: TaskManagementResponse);
+    fn task_management_function_executed(
+        &mut self,
+        token: NexusToken,
+        request: RequestToken,
+        response: TaskManagementResponse,
+    );
     /// The nexus asked for exists (`Some`) or is refused (`None`).
     fn nexus_answered(&mut self, token: NexusToken, nexus: Option<NexusId>);
     /// Every task of the lost nexus is gone.

@@ -4,21 +4,27 @@
 
 #![forbid(unsafe_code)]
 
+pub mod command_table;
 mod effect;
 mod event;
 mod ids;
 mod message;
-mod parameter;
+pub mod parameter;
 mod plan;
+pub mod sbc;
+mod spc;
 mod view;
 
+pub use command_table::{CommandEntry, OrderingClass, Readiness, UnitAttentionRule, lookup};
 pub use effect::{CommandStatus, DropReason, Effect, Notification};
 pub use event::{
-    CommandReceived, ControlOutcome, ControlRequest, LunMap, LunMapping, NexusIdentity, PortEvent, TaskManagementFunction,
-    TaskManagementRequest, TaskManagementResponse, UnitIdentity,
+    CommandReceived, ControlOutcome, ControlRequest, LunMap, LunMapping, NexusIdentity, PortEvent,
+    TaskManagementFunction, TaskManagementRequest, TaskManagementResponse, UnitIdentity,
 };
-pub use ids::{ControlId, ExchangeId, LogicalUnitId, NexusId, NexusToken, RequestToken, TargetDeviceId, TaskId, TaskTag};
-pub use plan::Plan;
+pub use ids::{
+    ControlId, ExchangeId, LogicalUnitId, NexusId, NexusToken, RequestToken, TargetDeviceId, TaskId, TaskTag,
+};
 pub use message::Message;
-pub use parameter::{ModePages, ParameterIn, ParameterOut, UnitChange};
+pub use parameter::{ModePages, PageControl, ParameterIn, ParameterOut, UnitChange};
+pub use plan::Plan;
 pub use view::{Environment, UnitState, UnitView};

@@ -106,7 +106,8 @@ pub enum Plan {
         /// IMMED: answer at once.
         immediate: bool,
     },
-    /// PRE-FETCH (10/16): CONDITION MET when the blocks fit in the cache, else GOOD.
+    /// PRE-FETCH (10/16): a hint. CONDITION MET would promise that all blocks fit in a cache of ours; there is none,
+    /// so the answer is GOOD.
     PreFetch {
         /// First block.
         lba: u64,
@@ -122,4 +123,64 @@ pub enum Plan {
         /// ALLOCATION LENGTH.
         allocation_length: u32,
     },
+}
+
+impl Plan {
+    /// The bytes of Data-In and of Data-Out the command has, whatever the initiator expects. Data-In of
+    /// `LbaStatus` is an upper bound: how many descriptors there are is only known when it runs.
+    #[must_use]
+    pub fn data_lengths(&self, environment: &crate::Environment<'_>) -> (u64, u64) {
+        let block_size = environment.unit.map_or(0, |unit| u64::from(unit.geometry.block_size));
+        let bytes = |blocks: u32| u64::from(blocks) * block_size;
+        match *self {
+            Plan::Finish(_)
+            | Plan::Change(_)
+            | Plan::VerifyMedium { .. }
+            | Plan::Synchronize { .. }
+            | Plan::PreFetch { .. } => (0, 0),
+            Plan::ParameterIn { kind, allocation_length } => {
+                ((kind.render(environment, &mut []) as u64).min(u64::from(allocation_length)), 0)
+            }
+            Plan::ParameterOut { length, .. } | Plan::Unmap { length } => (0, u64::from(length)),
+            Plan::Read { blocks, .. } => (bytes(blocks), 0),
+            Plan::Write { blocks, .. }
+            | Plan::WriteAndVerify { blocks, .. }
+            | Plan::OrWrite { blocks, .. }
+            | Plan::VerifyCompare { blocks, one_block: false, .. } => (0, bytes(blocks)),
+            Plan::VerifyCompare { blocks, one_block: true, .. } => (0, bytes(blocks.min(1))),
+            Plan::CompareAndWrite { blocks, .. } => (0, 2 * bytes(blocks)),
+            Plan::WriteSame { no_data_out, .. } => (0, if no_data_out { 0 } else { block_size }),
+            Plan::LbaStatus { allocation_length, .. } => {
+                let length =
+                    crate::parameter::lba_status_length(crate::parameter::LBA_STATUS_DESCRIPTORS_MAX);
+                ((length as u64).min(u64::from(allocation_length)), 0)
+            }
+        }
+    }
+
+    /// Refuses a command whose Data-Out the transport announced with another length than the CDB needs, where
+    /// doing half of it would be wrong: COMPARE AND WRITE, whose halves would not match, and WRITE SAME, whose one
+    /// block is the pattern. Other commands only get a residual. `expected` is the transport's length, if it has one.
+    ///
+    /// # Errors
+    /// INVALID FIELD IN CDB pointing at the length.
+    pub fn check_data_out(
+        &self,
+        environment: &crate::Environment<'_>,
+        cdb: &wire::scsi::Cdb,
+        expected: Option<u32>,
+    ) -> Result<(), wire::scsi::Sense> {
+        let Some(expected) = expected else { return Ok(()) };
+        let length_at = match (self, cdb.operation_code()) {
+            (Plan::CompareAndWrite { .. }, _) => 13,
+            (Plan::WriteSame { .. }, 0x41) => 7,
+            (Plan::WriteSame { .. }, _) => 10,
+            _ => return Ok(()),
+        };
+        if u64::from(expected) == self.data_lengths(environment).1 {
+            Ok(())
+        } else {
+            Err(wire::scsi::Sense::invalid_field_in_cdb(length_at, None))
+        }
+    }
 }

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use base::{CoreId, Limits};
 use bdev::Geometry;
-use wire::scsi::Lun;
+use wire::scsi::{Lun, Sense};
 
 use crate::{LogicalUnitId, LunMap, ModePages, NexusIdentity, UnitIdentity};
 
@@ -56,4 +56,6 @@ pub struct Environment<'a> {
     pub luns: &'a LunMap,
     /// The bounds of the node.
     pub limits: &'a Limits,
+    /// What REQUEST SENSE reports: the unit attention it consumes, if there is one.
+    pub pending_sense: Option<Sense>,
 }

@@ -1,3 +1,4 @@
+use super::field::ParseError;
 use crate::scsi::{Cdb, Lun, Status, TaskAttribute};
 
 /// Bytes of a basic header segment.
@@ -6,6 +7,33 @@ pub const BHS_LENGTH: usize = 48;
 pub type Bhs = [u8; BHS_LENGTH];
 /// The reserved tag value (RFC 7143 §11.2.1.8 and others).
 pub const RESERVED_TAG: u32 = 0xFFFF_FFFF;
+
+/// Operation codes (RFC 7143 §11.2.1.2): the low six bits of byte 0.
+#[allow(missing_docs)]
+pub mod opcode {
+    pub const NOP_OUT: u8 = 0x00;
+    pub const SCSI_COMMAND: u8 = 0x01;
+    pub const TASK_MANAGEMENT_REQUEST: u8 = 0x02;
+    pub const LOGIN_REQUEST: u8 = 0x03;
+    pub const TEXT_REQUEST: u8 = 0x04;
+    pub const DATA_OUT: u8 = 0x05;
+    pub const LOGOUT_REQUEST: u8 = 0x06;
+    pub const SNACK_REQUEST: u8 = 0x10;
+    pub const NOP_IN: u8 = 0x20;
+    pub const SCSI_RESPONSE: u8 = 0x21;
+    pub const TASK_MANAGEMENT_RESPONSE: u8 = 0x22;
+    pub const LOGIN_RESPONSE: u8 = 0x23;
+    pub const TEXT_RESPONSE: u8 = 0x24;
+    pub const DATA_IN: u8 = 0x25;
+    pub const LOGOUT_RESPONSE: u8 = 0x26;
+    pub const R2T: u8 = 0x31;
+    pub const ASYNC_MESSAGE: u8 = 0x32;
+    pub const REJECT: u8 = 0x3F;
+    /// The bits of byte 0 that hold the operation code.
+    pub const MASK: u8 = 0x3F;
+    /// The I bit of byte 0: an immediate request.
+    pub const IMMEDIATE: u8 = 0x40;
+}
 
 /// Any PDU. Requests come from initiators, responses from targets.
 ///
@@ -32,6 +60,100 @@ pub enum Pdu {
     R2t(R2t),
     AsyncMessage(AsyncMessage),
     Reject(Reject),
+}
+
+impl Pdu {
+    /// The meaning of a basic header segment and its additional header segments. `ahs` is all of them together,
+    /// [`super::Lengths::ahs`] bytes. Reserved bits are ignored (RFC 7143 §11.1).
+    ///
+    /// # Errors
+    /// `CommandNotSupported` for an unknown or vendor-specific opcode; `InvalidPduField` for a value the standard
+    /// reserves and for an AHS that is malformed or out of place; `ProtocolError` for a forbidden combination.
+    pub fn parse(bhs: &Bhs, ahs: &[u8]) -> Result<Pdu, ParseError> {
+        let code = bhs[0] & opcode::MASK;
+        if code != opcode::SCSI_COMMAND && Pdu::is_known(code) && (bhs[4] != 0 || !ahs.is_empty()) {
+            return Err(ParseError::invalid("TotalAHSLength"));
+        }
+        Ok(match code {
+            opcode::NOP_OUT => Pdu::NopOut(NopOut::parse(bhs)?),
+            opcode::SCSI_COMMAND => Pdu::ScsiCommand(ScsiCommand::parse(bhs, ahs)?),
+            opcode::TASK_MANAGEMENT_REQUEST => Pdu::TaskManagementRequest(TaskManagementRequest::parse(bhs)?),
+            opcode::LOGIN_REQUEST => Pdu::LoginRequest(LoginRequest::parse(bhs)?),
+            opcode::TEXT_REQUEST => Pdu::TextRequest(TextRequest::parse(bhs)?),
+            opcode::DATA_OUT => Pdu::DataOut(DataOut::parse(bhs)?),
+            opcode::LOGOUT_REQUEST => Pdu::LogoutRequest(LogoutRequest::parse(bhs)?),
+            opcode::SNACK_REQUEST => Pdu::SnackRequest(SnackRequest::parse(bhs)?),
+            opcode::NOP_IN => Pdu::NopIn(NopIn::parse(bhs)?),
+            opcode::SCSI_RESPONSE => Pdu::ScsiResponse(ScsiResponse::parse(bhs)?),
+            opcode::TASK_MANAGEMENT_RESPONSE => {
+                Pdu::TaskManagementResponse(TaskManagementResponse::parse(bhs)?)
+            }
+            opcode::LOGIN_RESPONSE => Pdu::LoginResponse(LoginResponse::parse(bhs)?),
+            opcode::TEXT_RESPONSE => Pdu::TextResponse(TextResponse::parse(bhs)?),
+            opcode::DATA_IN => Pdu::DataIn(DataIn::parse(bhs)?),
+            opcode::LOGOUT_RESPONSE => Pdu::LogoutResponse(LogoutResponse::parse(bhs)?),
+            opcode::R2T => Pdu::R2t(R2t::parse(bhs)?),
+            opcode::ASYNC_MESSAGE => Pdu::AsyncMessage(AsyncMessage::parse(bhs)?),
+            opcode::REJECT => Pdu::Reject(Reject::parse(bhs)?),
+            _ => return Err(ParseError::unsupported("Opcode")),
+        })
+    }
+
+    fn is_known(code: u8) -> bool {
+        matches!(code, opcode::NOP_OUT..=opcode::LOGOUT_REQUEST | opcode::SNACK_REQUEST)
+            || matches!(code, opcode::NOP_IN..=opcode::LOGOUT_RESPONSE)
+            || matches!(code, opcode::R2T | opcode::ASYNC_MESSAGE | opcode::REJECT)
+    }
+
+    /// The operation code, without the I bit.
+    #[must_use]
+    pub fn opcode(&self) -> u8 {
+        match self {
+            Pdu::NopOut(_) => opcode::NOP_OUT,
+            Pdu::ScsiCommand(_) => opcode::SCSI_COMMAND,
+            Pdu::TaskManagementRequest(_) => opcode::TASK_MANAGEMENT_REQUEST,
+            Pdu::LoginRequest(_) => opcode::LOGIN_REQUEST,
+            Pdu::TextRequest(_) => opcode::TEXT_REQUEST,
+            Pdu::DataOut(_) => opcode::DATA_OUT,
+            Pdu::LogoutRequest(_) => opcode::LOGOUT_REQUEST,
+            Pdu::SnackRequest(_) => opcode::SNACK_REQUEST,
+            Pdu::NopIn(_) => opcode::NOP_IN,
+            Pdu::ScsiResponse(_) => opcode::SCSI_RESPONSE,
+            Pdu::TaskManagementResponse(_) => opcode::TASK_MANAGEMENT_RESPONSE,
+            Pdu::LoginResponse(_) => opcode::LOGIN_RESPONSE,
+            Pdu::TextResponse(_) => opcode::TEXT_RESPONSE,
+            Pdu::DataIn(_) => opcode::DATA_IN,
+            Pdu::LogoutResponse(_) => opcode::LOGOUT_RESPONSE,
+            Pdu::R2t(_) => opcode::R2T,
+            Pdu::AsyncMessage(_) => opcode::ASYNC_MESSAGE,
+            Pdu::Reject(_) => opcode::REJECT,
+        }
+    }
+
+    /// Writes the basic header segment; reserved fields become zero. A SCSI Command's AHS is written by
+    /// [`ScsiCommand::emit_ahs`].
+    pub fn emit(&self, bhs: &mut Bhs) {
+        match self {
+            Pdu::NopOut(pdu) => pdu.emit(bhs),
+            Pdu::ScsiCommand(pdu) => pdu.emit(bhs),
+            Pdu::TaskManagementRequest(pdu) => pdu.emit(bhs),
+            Pdu::LoginRequest(pdu) => pdu.emit(bhs),
+            Pdu::TextRequest(pdu) => pdu.emit(bhs),
+            Pdu::DataOut(pdu) => pdu.emit(bhs),
+            Pdu::LogoutRequest(pdu) => pdu.emit(bhs),
+            Pdu::SnackRequest(pdu) => pdu.emit(bhs),
+            Pdu::NopIn(pdu) => pdu.emit(bhs),
+            Pdu::ScsiResponse(pdu) => pdu.emit(bhs),
+            Pdu::TaskManagementResponse(pdu) => pdu.emit(bhs),
+            Pdu::LoginResponse(pdu) => pdu.emit(bhs),
+            Pdu::TextResponse(pdu) => pdu.emit(bhs),
+            Pdu::DataIn(pdu) => pdu.emit(bhs),
+            Pdu::LogoutResponse(pdu) => pdu.emit(bhs),
+            Pdu::R2t(pdu) => pdu.emit(bhs),
+            Pdu::AsyncMessage(pdu) => pdu.emit(bhs),
+            Pdu::Reject(pdu) => pdu.emit(bhs),
+        }
+    }
 }
 
 /// SCSI Command (RFC 7143 §11.3).

@@ -1,0 +1,52 @@
+//! What a device's error means to an initiator.
+
+use bdev::BlockError;
+use wire::scsi::{Sense, SenseKey};
+
+use crate::{Effect, LogicalUnitId, Notification, Target};
+
+/// What the device was asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    Write,
+}
+
+/// The sense data for `error`; `lba` is the first block of the request.
+pub(crate) fn sense(error: BlockError, access: Access, lba: u64) -> Sense {
+    let code = match access {
+        // UNRECOVERED READ ERROR, WRITE ERROR.
+        Access::Read => (0x11, 0x00),
+        Access::Write => (0x0C, 0x00),
+    };
+    let (key, (asc, ascq), information) = match error {
+        BlockError::Medium { lba: bad } => (SenseKey::MediumError, code, Some(bad.unwrap_or(lba))),
+        // The capacity shrank under the command: LOGICAL BLOCK ADDRESS OUT OF RANGE.
+        BlockError::OutOfRange => (SenseKey::IllegalRequest, (0x21, 0x00), Some(lba)),
+        // SPACE ALLOCATION FAILED WRITE PROTECT.
+        BlockError::OutOfSpace => (SenseKey::DataProtect, (0x27, 0x07), None),
+        BlockError::ReadOnly => (SenseKey::DataProtect, (0x27, 0x00), None),
+        // INVALID COMMAND OPERATION CODE.
+        BlockError::Unsupported => (SenseKey::IllegalRequest, (0x20, 0x00), None),
+        // MEDIUM NOT PRESENT.
+        BlockError::Gone => (SenseKey::NotReady, (0x3A, 0x00), None),
+        // COMMAND TIMEOUT DURING PROCESSING.
+        BlockError::Cancelled | BlockError::Timeout => (SenseKey::AbortedCommand, (0x2E, 0x02), None),
+        BlockError::FlushFailed => (SenseKey::MediumError, (0x0C, 0x00), None),
+        // INTERNAL TARGET FAILURE.
+        BlockError::System(_) => (SenseKey::HardwareError, (0x44, 0x00), None),
+    };
+    Sense { information, ..Sense::new(key, asc, ascq) }
+}
+
+impl Target {
+    /// Tells the control plane of errors that a person should know about.
+    pub(super) fn notify_error(&mut self, unit: LogicalUnitId, error: BlockError) {
+        let notification = match error {
+            BlockError::FlushFailed => Notification::FlushFailed { unit },
+            BlockError::Medium { .. } => Notification::MediumError { unit },
+            _ => return,
+        };
+        self.effects.push_back(Effect::Notify(notification));
+    }
+}

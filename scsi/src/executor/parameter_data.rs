@@ -1,0 +1,206 @@
+//! Parameter data to and from the initiator, and the commands whose parameter list names blocks.
+
+use bdev::{BlockOp, Extent, ExtentState};
+use wire::scsi::Status;
+
+use crate::parameter;
+use crate::target::environment;
+use crate::task::{BurstPhase, Step};
+use crate::{Effect, ParameterIn, ParameterOut, Target, TaskId, UnitState};
+
+/// GET LBA STATUS: bytes of the header, and of a descriptor (SBC-4 §5.7).
+const LBA_STATUS_HEADER: usize = 8;
+const LBA_STATUS_DESCRIPTOR: usize = 16;
+
+impl Target {
+    /// Renders parameter data and sends it, with the status.
+    pub(super) fn send_parameter(&mut self, id: TaskId, kind: ParameterIn, allocation_length: u32) {
+        let Some(task) = self.tasks.get(id.0) else { return };
+        let most = task.clip_in(u64::from(allocation_length)).min(u64::from(self.limits.burst_length_bytes));
+        let most = u32::try_from(most).unwrap_or(u32::MAX);
+        let data = if most == 0 { None } else { Some(self.take_buffer(id, most, false)) };
+        let mut data = match data {
+            Some(None) => return,
+            Some(data) => data,
+            None => None,
+        };
+        let Some(task) = self.tasks.get_mut(id.0) else { return };
+        let Some(nexus) = self.nexuses.get_mut(task.nexus.0) else { return };
+        let consumes = task.entry.is_some_and(|e| e.unit_attention == crate::UnitAttentionRule::Consume);
+        let attention = if consumes && nexus.has_attention() { nexus.take_attention(task.lun) } else { None };
+        let mut environment = environment(&self.units, nexus, &self.limits, task);
+        environment.pending_sense = attention.map(crate::unit_attention::UnitAttention::sense);
+        let full = match data.as_mut() {
+            Some(data) => {
+                // A buffer has somebody else's bytes in it until it is overwritten.
+                data.fill(0);
+                kind.render(&environment, data)
+            }
+            None => kind.render(&environment, &mut []),
+        };
+        let length = full.min(allocation_length as usize);
+        task.data_in_length = length as u64;
+        match data {
+            Some(mut data) if length > 0 => {
+                data.truncate(length);
+                self.send_last(id, data);
+            }
+            _ => self.end(id, Status::Good, None),
+        }
+    }
+
+    /// Sends the only Data-In of a command, with GOOD status.
+    fn send_last(&mut self, id: TaskId, data: base::DataBuf) {
+        let Some(task) = self.tasks.get_mut(id.0) else { return };
+        task.bursts[0].phase = BurstPhase::Sending;
+        let exchange = task.exchange;
+        let status = self.tasks.get(id.0).map(|task| self.command_status(task, Status::Good, None));
+        self.effects.push_back(Effect::SendDataIn { exchange, task: id, offset: 0, data, status });
+        self.status_sent(id);
+    }
+
+    /// A parameter list: received, checked, and what it changes asked of the home core.
+    pub(super) fn step_parameter_out(&mut self, id: TaskId, kind: ParameterOut) {
+        let Some(task) = self.tasks.get(id.0) else { return };
+        let length = u32::try_from(task.transfer).unwrap_or(0);
+        match task.step {
+            Step::Begin if length > 0 => self.obtain_list(id, length),
+            Step::Begin | Step::Received => {
+                let list = self.take_first(id);
+                let Some(task) = self.tasks.get_mut(id.0) else { return };
+                let Some(nexus) = self.nexuses.get(task.nexus.0) else { return };
+                let environment = environment(&self.units, nexus, &self.limits, task);
+                match kind.apply(&environment, list.as_deref().unwrap_or(&[])) {
+                    Ok(Some(change)) => self.park(id, change),
+                    Ok(None) => self.end(id, Status::Good, None),
+                    Err(sense) => task.fail(sense),
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The next descriptor of an UNMAP parameter list.
+    pub(super) fn next_descriptor(&mut self, id: TaskId) {
+        let Some(list) = self.take_first(id) else { return };
+        self.discard_next(id, &list);
+        if self.tasks.get(id.0).is_some_and(|task| task.may_work()) {
+            self.put_first(id, Some(list));
+        }
+    }
+
+    /// `next` is the descriptor, `done` how many of its blocks are discarded already.
+    fn discard_next(&mut self, id: TaskId, list: &[u8]) {
+        loop {
+            let Some(task) = self.tasks.get_mut(id.0) else { return };
+            let Some(nexus) = self.nexuses.get(task.nexus.0) else { return };
+            let environment = environment(&self.units, nexus, &self.limits, task);
+            let most = environment.unit.map_or(0, |view| view.geometry.provisioning.discard_blocks_max);
+            let index = usize::try_from(task.next).unwrap_or(usize::MAX);
+            match parameter::unmap_descriptor(list, index, &environment) {
+                None => return self.end(id, Status::Good, None),
+                Some(Err(sense)) => return task.fail(sense),
+                Some(Ok((lba, blocks))) => {
+                    let left = u64::from(blocks).saturating_sub(task.done);
+                    if left == 0 {
+                        task.next += 1;
+                        task.done = 0;
+                        continue;
+                    }
+                    let piece = if most == 0 { left } else { left.min(most) };
+                    let lba = lba.saturating_add(task.done);
+                    task.done += piece;
+                    task.step = Step::Working;
+                    return self.submit_step(id, BlockOp::Discard, lba, piece, None);
+                }
+            }
+        }
+    }
+
+    /// GET LBA STATUS: asks the device for one extent after the other while there is room for a descriptor.
+    /// `next` is the offset from the starting block, `done` the bytes rendered.
+    pub(super) fn step_lba_status(&mut self, id: TaskId, lba: u64, allocation_length: u32) {
+        let Some(task) = self.tasks.get(id.0) else { return };
+        if !matches!(task.step, Step::Begin | Step::HaveBoth) {
+            return;
+        }
+        let Some(view) = task.unit.and_then(|unit| self.unit(unit)).map(|unit| &unit.view) else { return };
+        let (capacity, reports) = (view.geometry.blocks, view.geometry.provisioning.reports_extents);
+        let ready = view.state == UnitState::Ready;
+        if task.step == Step::Begin {
+            let room = u64::from(allocation_length).min(u64::from(self.limits.burst_length_bytes)).min(4096);
+            let room = u32::try_from(room.max((LBA_STATUS_HEADER + LBA_STATUS_DESCRIPTOR) as u64)).unwrap_or(4096);
+            let Some(mut data) = self.take_buffer(id, room, false) else { return };
+            data.fill(0);
+            self.put_first(id, Some(data));
+            if let Some(task) = self.tasks.get_mut(id.0) {
+                task.done = LBA_STATUS_HEADER as u64;
+                task.step = Step::HaveBoth;
+            }
+        }
+        let Some(task) = self.tasks.get_mut(id.0) else { return };
+        let at = lba.saturating_add(task.next);
+        let room = task.bursts[0].data.as_ref().map_or(0, |data| data.len());
+        let fits = task.done as usize + LBA_STATUS_DESCRIPTOR <= room;
+        if at >= capacity || !fits || !ready {
+            return self.finish_lba_status(id, allocation_length);
+        }
+        let blocks = capacity - at;
+        if !reports {
+            return self.extent_known(id, Extent { state: ExtentState::Mapped, blocks });
+        }
+        task.step = Step::Working;
+        self.submit_step(id, BlockOp::Extent, at, blocks.min(u64::from(u32::MAX)), None);
+    }
+
+    /// Writes the descriptor of an extent.
+    pub(super) fn extent_known(&mut self, id: TaskId, extent: Extent) {
+        let Some(task) = self.tasks.get_mut(id.0) else { return };
+        let lba = match task.plan {
+            Ok(crate::Plan::LbaStatus { lba, .. }) => lba.saturating_add(task.next),
+            _ => return,
+        };
+        // A descriptor counts at most 32 bits of blocks; a longer extent goes on in the next one.
+        let blocks = u32::try_from(extent.blocks).unwrap_or(u32::MAX).max(1);
+        let status = match extent.state {
+            ExtentState::Mapped => 0u8,
+            ExtentState::Deallocated => 1,
+            ExtentState::Anchored => 2,
+        };
+        let at = task.done as usize;
+        let descriptor = task.bursts[0].data.as_mut().and_then(|data| data.get_mut(at..at + LBA_STATUS_DESCRIPTOR));
+        if let Some(descriptor) = descriptor {
+            descriptor[..8].copy_from_slice(&lba.to_be_bytes());
+            descriptor[8..12].copy_from_slice(&blocks.to_be_bytes());
+            descriptor[12] = status;
+        }
+        task.done += LBA_STATUS_DESCRIPTOR as u64;
+        task.next = task.next.saturating_add(u64::from(blocks));
+        task.step = Step::Begin;
+        if task.bursts[0].data.is_some() {
+            task.step = Step::HaveBoth;
+        }
+        if let Ok(crate::Plan::LbaStatus { lba, allocation_length }) = task.plan {
+            self.step_lba_status(id, lba, allocation_length);
+        }
+    }
+
+    fn finish_lba_status(&mut self, id: TaskId, allocation_length: u32) {
+        let Some(mut data) = self.take_first(id) else { return };
+        let Some(task) = self.tasks.get_mut(id.0) else { return };
+        let full = task.done as usize;
+        // PARAMETER DATA LENGTH counts what follows it.
+        let length = u32::try_from(full.saturating_sub(4)).unwrap_or(u32::MAX);
+        if let Some(header) = data.get_mut(..4) {
+            header.copy_from_slice(&length.to_be_bytes());
+        }
+        let wanted = full.min(allocation_length as usize);
+        task.data_in_length = wanted as u64;
+        let sent = usize::try_from(task.clip_in(wanted as u64)).unwrap_or(0);
+        if sent == 0 {
+            return self.end(id, Status::Good, None);
+        }
+        data.truncate(sent);
+        self.send_last(id, data);
+    }
+}

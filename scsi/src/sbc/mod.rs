@@ -1,0 +1,294 @@
+//! Block commands (SBC-4): from CDB to [`Plan`].
+
+mod capacity;
+mod unmap;
+
+use wire::scsi::{Cdb, Sense, SenseKey};
+
+pub(crate) use capacity::{read_capacity_10_data, read_capacity_16_data, read_defect_data};
+pub(crate) use unmap::unmap_blocks_max;
+pub use unmap::{
+    LBA_STATUS_DESCRIPTORS_MAX, UNMAP_DESCRIPTORS_MAX, lba_status_descriptor, lba_status_header,
+    lba_status_length, unmap_check, unmap_count, unmap_descriptor,
+};
+
+use crate::{Environment, ParameterIn, Plan, UnitChange, UnitView};
+
+/// The most bytes one command moves. It keeps every offset of a transfer far inside 32 bits and bounds how long
+/// one command can keep others waiting; 65,535 blocks of 512 bytes (READ(10)) fit.
+pub const TRANSFER_BYTES_MAX: u32 = 64 * 1024 * 1024;
+
+/// MAXIMUM TRANSFER LENGTH of the Block Limits page, in blocks.
+#[must_use]
+pub fn transfer_blocks_max(unit: &UnitView) -> u32 {
+    (TRANSFER_BYTES_MAX / unit.geometry.block_size.max(1)).max(1)
+}
+
+/// MAXIMUM COMPARE AND WRITE LENGTH of the Block Limits page, in blocks: both halves of the data fit in one burst.
+#[must_use]
+pub fn compare_and_write_blocks_max(unit: &UnitView, burst_length_bytes: u32) -> u8 {
+    let pair = u64::from(unit.geometry.block_size.max(1)) * 2;
+    u8::try_from(u64::from(burst_length_bytes) / pair).unwrap_or(u8::MAX)
+}
+
+/// LOGICAL BLOCK ADDRESS OUT OF RANGE.
+const LBA_OUT_OF_RANGE: Sense = Sense::new(SenseKey::IllegalRequest, 0x21, 0x00);
+
+/// MEDIUM REMOVAL PREVENTED.
+const REMOVAL_PREVENTED: Sense = Sense::new(SenseKey::IllegalRequest, 0x53, 0x02);
+
+/// The unit addressed. Commands of this module are only planned for LUNs that have one.
+fn unit<'a>(environment: &Environment<'a>) -> Result<&'a UnitView, Sense> {
+    environment.unit.ok_or(Sense::new(SenseKey::IllegalRequest, 0x25, 0x00))
+}
+
+/// The three shapes of block CDBs: where LBA and length stand.
+#[derive(Clone, Copy)]
+enum Shape {
+    Ten,
+    Twelve,
+    Sixteen,
+}
+
+impl Shape {
+    fn lba(self, cdb: &Cdb) -> u64 {
+        match self {
+            Shape::Ten | Shape::Twelve => u64::from(cdb.u32_at(2)),
+            Shape::Sixteen => cdb.u64_at(2),
+        }
+    }
+
+    fn length(self, cdb: &Cdb) -> u32 {
+        match self {
+            Shape::Ten => u32::from(cdb.u16_at(7)),
+            Shape::Twelve => cdb.u32_at(6),
+            Shape::Sixteen => cdb.u32_at(10),
+        }
+    }
+
+    /// Byte offset of the length, for field pointers.
+    fn length_at(self) -> u16 {
+        match self {
+            Shape::Ten => 7,
+            Shape::Twelve => 6,
+            Shape::Sixteen => 10,
+        }
+    }
+}
+
+/// Checks a range against the capacity. No blocks at the very end of the medium are no error, beyond it they are.
+fn check_range(unit: &UnitView, lba: u64, blocks: u64) -> Result<(), Sense> {
+    match lba.checked_add(blocks) {
+        Some(end) if end <= unit.geometry.blocks => Ok(()),
+        _ => Err(LBA_OUT_OF_RANGE),
+    }
+}
+
+/// LBA and blocks of a command that moves data: inside the capacity, and not longer than the Block Limits page says.
+fn transfer(cdb: &Cdb, environment: &Environment<'_>, shape: Shape) -> Result<(u64, u32), Sense> {
+    let unit = unit(environment)?;
+    let (lba, blocks) = (shape.lba(cdb), shape.length(cdb));
+    check_range(unit, lba, u64::from(blocks))?;
+    if blocks > transfer_blocks_max(unit) {
+        return Err(Sense::invalid_field_in_cdb(shape.length_at(), None));
+    }
+    Ok((lba, blocks))
+}
+
+/// READ(6) and WRITE(6): 21 bits of LBA; a TRANSFER LENGTH of 0 means 256 blocks.
+fn transfer_6(cdb: &Cdb, environment: &Environment<'_>) -> Result<(u64, u32), Sense> {
+    let unit = unit(environment)?;
+    let lba = u64::from(cdb.u32_at(0) & 0x001F_FFFF);
+    let blocks = match cdb.u8_at(4) {
+        0 => 256,
+        blocks => u32::from(blocks),
+    };
+    check_range(unit, lba, u64::from(blocks))?;
+    if blocks > transfer_blocks_max(unit) {
+        return Err(Sense::invalid_field_in_cdb(4, None));
+    }
+    Ok((lba, blocks))
+}
+
+const FUA: u8 = 0x08;
+
+pub(crate) fn read_6(cdb: &Cdb, environment: &Environment<'_>) -> Result<Plan, Sense> {
+    let (lba, blocks) = transfer_6(cdb, environment)?;
+    Ok(Plan::Read { lba, blocks, fua: false })
+}
+
+pub(crate) fn write_6(cdb: &Cdb, environment: &Environment<'_>) -> Result<Plan, Sense> {
+    let (lba, blocks) = transfer_6(cdb, environment)?;
+    Ok(Plan::Write { lba, blocks, fua: false })
+}
+
+fn read(cdb: &Cdb, environment: &Environment<'_>, shape: Shape) -> Result<Plan, Sense> {
+    let (lba, blocks) = transfer(cdb, environment, shape)?;
+    Ok(Plan::Read { lba, blocks, fua: cdb.u8_at(1) & FUA != 0 })
+}
+
+fn write(cdb: &Cdb, environment: &Environment<'_>, shape: Shape) -> Result<Plan, Sense> {
+    let (lba, blocks) = transfer(cdb, environment, shape)?;
+    Ok(Plan::Write { lba, blocks, fua: cdb.u8_at(1) & FUA != 0 })
+}
+
+fn write_and_verify(cdb: &Cdb, environment: &Environment<'_>, shape: Shape) -> Result<Plan, Sense> {
+    let (lba, blocks) = transfer(cdb, environment, shape)?;
+    Ok(Plan::WriteAndVerify { lba, blocks, compare: cdb.u8_at(1) & 0x02 != 0 })
+}
+
+fn verify(cdb: &Cdb, environment: &Environment<'_>, shape: Shape) -> Result<Plan, Sense> {
+    match (cdb.u8_at(1) >> 1) & 0x03 {
+        // Nothing is transferred, so MAXIMUM TRANSFER LENGTH does not apply.
+        0b00 => {
+            let (lba, blocks) = (shape.lba(cdb), shape.length(cdb));
+            check_range(unit(environment)?, lba, u64::from(blocks))?;
+            Ok(Plan::VerifyMedium { lba, blocks })
+        }
+        0b10 => Err(Sense::invalid_field_in_cdb(1, Some(2))),
+        check => {
+            let (lba, blocks) = transfer(cdb, environment, shape)?;
+            Ok(Plan::VerifyCompare { lba, blocks, one_block: check == 0b11 })
+        }
+    }
+}
+
+fn pre_fetch(cdb: &Cdb, environment: &Environment<'_>, shape: Shape) -> Result<Plan, Sense> {
+    let unit = unit(environment)?;
+    let (lba, blocks) = (shape.lba(cdb), u64::from(shape.length(cdb)));
+    check_range(unit, lba, blocks)?;
+    // PREFETCH LENGTH 0: all blocks to the end of the medium (SBC-4 §5.12).
+    let blocks = if blocks == 0 { unit.geometry.blocks.saturating_sub(lba) } else { blocks };
+    Ok(Plan::PreFetch { lba, blocks, immediate: cdb.u8_at(1) & 0x02 != 0 })
+}
+
+fn synchronize_cache(cdb: &Cdb, environment: &Environment<'_>, shape: Shape) -> Result<Plan, Sense> {
+    let (lba, blocks) = (shape.lba(cdb), u64::from(shape.length(cdb)));
+    check_range(unit(environment)?, lba, blocks)?;
+    Ok(Plan::Synchronize { lba, blocks, immediate: cdb.u8_at(1) & 0x02 != 0 })
+}
+
+fn write_same(cdb: &Cdb, environment: &Environment<'_>, shape: Shape) -> Result<Plan, Sense> {
+    let unit = unit(environment)?;
+    let (lba, blocks) = (shape.lba(cdb), u64::from(shape.length(cdb)));
+    check_range(unit, lba, blocks)?;
+    let blocks = if blocks == 0 {
+        // WSNZ is zero: 0 means all blocks to the end of the medium, of which there must be one (SBC-4 §5.50).
+        match unit.geometry.blocks.checked_sub(lba) {
+            Some(rest @ 1..) => rest,
+            _ => return Err(LBA_OUT_OF_RANGE),
+        }
+    } else {
+        blocks
+    };
+    let flags = cdb.u8_at(1);
+    Ok(Plan::WriteSame { lba, blocks, unmap: flags & 0x08 != 0, no_data_out: flags & 0x01 != 0 })
+}
+
+macro_rules! shapes {
+    ($($name:ident: $plan:ident, $shape:ident;)*) => {
+        $(pub(crate) fn $name(cdb: &Cdb, environment: &Environment<'_>) -> Result<Plan, Sense> {
+            $plan(cdb, environment, Shape::$shape)
+        })*
+    };
+}
+
+shapes! {
+    read_10: read, Ten;
+    read_12: read, Twelve;
+    read_16: read, Sixteen;
+    write_10: write, Ten;
+    write_12: write, Twelve;
+    write_16: write, Sixteen;
+    write_and_verify_10: write_and_verify, Ten;
+    write_and_verify_12: write_and_verify, Twelve;
+    write_and_verify_16: write_and_verify, Sixteen;
+    verify_10: verify, Ten;
+    verify_12: verify, Twelve;
+    verify_16: verify, Sixteen;
+    pre_fetch_10: pre_fetch, Ten;
+    pre_fetch_16: pre_fetch, Sixteen;
+    synchronize_cache_10: synchronize_cache, Ten;
+    synchronize_cache_16: synchronize_cache, Sixteen;
+    write_same_10: write_same, Ten;
+    write_same_16: write_same, Sixteen;
+}
+
+pub(crate) fn compare_and_write(cdb: &Cdb, environment: &Environment<'_>) -> Result<Plan, Sense> {
+    let unit = unit(environment)?;
+    let (lba, blocks) = (cdb.u64_at(2), cdb.u8_at(13));
+    check_range(unit, lba, u64::from(blocks))?;
+    if blocks > compare_and_write_blocks_max(unit, environment.limits.burst_length_bytes) {
+        return Err(Sense::invalid_field_in_cdb(13, None));
+    }
+    Ok(Plan::CompareAndWrite { lba, blocks: u32::from(blocks), fua: cdb.u8_at(1) & FUA != 0 })
+}
+
+pub(crate) fn orwrite_16(cdb: &Cdb, environment: &Environment<'_>) -> Result<Plan, Sense> {
+    let (lba, blocks) = transfer(cdb, environment, Shape::Sixteen)?;
+    Ok(Plan::OrWrite { lba, blocks, fua: cdb.u8_at(1) & FUA != 0 })
+}
+
+pub(crate) fn unmap(cdb: &Cdb, _: &Environment<'_>) -> Result<Plan, Sense> {
+    let length = u32::from(cdb.u16_at(7));
+    if length > 8 + 16 * UNMAP_DESCRIPTORS_MAX {
+        // More descriptors than the Block Limits page allows. The list is not fetched to find that out.
+        return Err(Sense::invalid_field_in_cdb(7, None));
+    }
+    Ok(Plan::Unmap { length })
+}
+
+pub(crate) fn get_lba_status_16(cdb: &Cdb, environment: &Environment<'_>) -> Result<Plan, Sense> {
+    let lba = cdb.u64_at(2);
+    check_range(unit(environment)?, lba, 1)?;
+    Ok(Plan::LbaStatus { lba, allocation_length: cdb.u32_at(10) })
+}
+
+pub(crate) fn start_stop_unit(cdb: &Cdb, environment: &Environment<'_>) -> Result<Plan, Sense> {
+    let unit = unit(environment)?;
+    let (start, load_eject) = (cdb.u8_at(4) & 0x01 != 0, cdb.u8_at(4) & 0x02 != 0);
+    if load_eject {
+        if !start && unit.removal_prevented {
+            return Err(REMOVAL_PREVENTED);
+        }
+        // The medium is not removable (RMB is zero): there is nothing to load or eject.
+        return Err(Sense::invalid_field_in_cdb(4, Some(1)));
+    }
+    if start && unit.state == crate::UnitState::MediumNotPresent {
+        return Err(Sense::new(SenseKey::NotReady, 0x3A, 0x00));
+    }
+    Ok(Plan::Change(UnitChange::StartStop { start, load_eject: false }))
+}
+
+pub(crate) fn prevent_allow(cdb: &Cdb, _: &Environment<'_>) -> Result<Plan, Sense> {
+    Ok(Plan::Change(UnitChange::PreventRemoval(cdb.u8_at(4) & 0x01 != 0)))
+}
+
+pub(crate) fn read_capacity_10(_: &Cdb, _: &Environment<'_>) -> Result<Plan, Sense> {
+    Ok(Plan::ParameterIn { kind: ParameterIn::ReadCapacity10, allocation_length: 8 })
+}
+
+pub(crate) fn read_capacity_16(cdb: &Cdb, _: &Environment<'_>) -> Result<Plan, Sense> {
+    Ok(Plan::ParameterIn { kind: ParameterIn::ReadCapacity16, allocation_length: cdb.u32_at(10) })
+}
+
+/// REQ_PLIST, REQ_GLIST and DEFECT LIST FORMAT: 110b is vendor specific and 111b reserved.
+fn defect_list_request(flags: u8, byte: u16) -> Result<u8, Sense> {
+    if flags & 0x07 > 0x05 { Err(Sense::invalid_field_in_cdb(byte, Some(2))) } else { Ok(flags & 0x1F) }
+}
+
+pub(crate) fn read_defect_data_10(cdb: &Cdb, _: &Environment<'_>) -> Result<Plan, Sense> {
+    let request = defect_list_request(cdb.u8_at(2), 2)?;
+    let kind = ParameterIn::DefectData { long: false, request };
+    Ok(Plan::ParameterIn { kind, allocation_length: u32::from(cdb.u16_at(7)) })
+}
+
+pub(crate) fn read_defect_data_12(cdb: &Cdb, _: &Environment<'_>) -> Result<Plan, Sense> {
+    let request = defect_list_request(cdb.u8_at(1), 1)?;
+    if cdb.u32_at(2) != 0 {
+        // ADDRESS DESCRIPTOR INDEX into a list that is empty (SBC-4 §5.24).
+        return Err(Sense::invalid_field_in_cdb(2, None));
+    }
+    let kind = ParameterIn::DefectData { long: true, request };
+    Ok(Plan::ParameterIn { kind, allocation_length: cdb.u32_at(6) })
+}

@@ -1,0 +1,541 @@
+//! A simulated host: one iSCSI initiator that reads, writes, aborts, resets, vanishes and comes back, and tells the oracle
+//! about everything it sent and saw.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use base::{Instant, Prng};
+use initiator::{Command, Config, Event, Session};
+use wire::scsi::{Lun, Status, TaskAttribute};
+
+use crate::BLOCK;
+use crate::network::{PipeId, WireHandle};
+use crate::oracle::{Moment, fill};
+use crate::world::Shared;
+
+/// Function codes of RFC 7143 §11.5.1.
+const ABORT_TASK: u8 = 1;
+const ABORT_TASK_SET: u8 = 2;
+const CLEAR_TASK_SET: u8 = 4;
+const LOGICAL_UNIT_RESET: u8 = 5;
+const TARGET_WARM_RESET: u8 = 6;
+
+enum Operation {
+    Read { unit: usize, lba: u64, blocks: u64, sent: Moment },
+    Write { unit: usize, stamps: Vec<u64>, durable: bool },
+    CompareAndWrite { unit: usize, old: [u8; BLOCK], stamp: u64 },
+    Synchronize { unit: usize, sent: Moment },
+    Other,
+}
+
+impl Operation {
+    fn stamps(&self) -> &[u64] {
+        match self {
+            Operation::Write { stamps, .. } => stamps,
+            Operation::CompareAndWrite { stamp, .. } => std::slice::from_ref(stamp),
+            _ => &[],
+        }
+    }
+
+    fn unit(&self) -> usize {
+        match self {
+            Operation::Write { unit, .. }
+            | Operation::CompareAndWrite { unit, .. }
+            | Operation::Read { unit, .. }
+            | Operation::Synchronize { unit, .. } => *unit,
+            Operation::Other => 0,
+        }
+    }
+}
+
+struct Pending {
+    operation: Operation,
+    since: Instant,
+    what: String,
+}
+
+/// What a task management function covers, if it is answered "complete": writes the disk had begun when it was sent.
+struct Function {
+    covered: Vec<(usize, u64)>,
+    /// The command that ABORT TASK names.
+    aborted: Option<u32>,
+    since: Instant,
+    what: &'static str,
+}
+
+/// How long a host waits for a command before it asks what became of it: another nexus' reset takes commands away
+/// without a word (TAS = 0).
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// One host.
+pub struct Client {
+    number: usize,
+    config: Config,
+    wire: WireHandle,
+    pipe: Option<PipeId>,
+    session: Option<Session>,
+    logged_in: bool,
+    logging_out: bool,
+    login_since: Instant,
+    pending: HashMap<u32, Pending>,
+    functions: HashMap<u32, Function>,
+    /// Writes of sessions that died: over when the same nexus is established anew.
+    orphans: Vec<(usize, u64)>,
+    /// Content of block 0 as last read, the basis of the next COMPARE AND WRITE.
+    last_read: HashMap<usize, [u8; BLOCK]>,
+    prng: Prng,
+    /// Commands still to send.
+    pub budget: u32,
+    depth: usize,
+    not_before: Instant,
+    /// Verifying reads still to send, after the faults: (unit, lba).
+    verify: Vec<(usize, u64)>,
+    finished: bool,
+}
+
+impl Client {
+    /// A host that has not connected yet.
+    pub fn new(number: usize, config: Config, wire: WireHandle, mut prng: Prng, budget: u32) -> Client {
+        let depth = prng.between(1, 12) as usize;
+        Client {
+            number,
+            config,
+            wire,
+            pipe: None,
+            session: None,
+            logged_in: false,
+            logging_out: false,
+            login_since: Instant::ZERO,
+            pending: HashMap::new(),
+            functions: HashMap::new(),
+            orphans: Vec::new(),
+            last_read: HashMap::new(),
+            prng,
+            budget,
+            depth,
+            not_before: Instant::ZERO,
+            verify: Vec::new(),
+            finished: false,
+        }
+    }
+
+    /// True when it has logged out for good.
+    pub fn finished(&self) -> bool {
+        self.finished
+    }
+
+    /// When it wants to act although nothing arrives.
+    pub fn next_event(&self) -> Option<Instant> {
+        (!self.finished).then_some(self.not_before)
+    }
+
+    /// What it still waits for, for the report of a world that does not end.
+    pub fn waits_for(&self) -> String {
+        let mut words: Vec<String> =
+            self.pending.values().map(|p| format!("{} since {}", p.what, p.since.as_nanos() / 1000)).collect();
+        words.extend(self.functions.values().map(|f| format!("{} since {}", f.what, f.since.as_nanos() / 1000)));
+        words.sort();
+        words.truncate(6);
+        format!("host {}: logged in {}, {}", self.number, self.logged_in, words.join("; "))
+    }
+
+    /// After the faults: read everything once more, then log out.
+    pub fn begin_verification(&mut self, units: usize, blocks: u64) {
+        self.budget = 0;
+        self.verify = (0..units).flat_map(|unit| (0..blocks).map(move |lba| (unit, lba))).collect();
+        self.not_before = Instant::ZERO;
+    }
+
+    /// Receives, acts, sends. True when something moved.
+    pub fn step(&mut self, now: Instant, shared: &mut Shared) -> bool {
+        if self.finished {
+            return false;
+        }
+        let mut moved = false;
+        if let Some(pipe) = self.pipe {
+            let at_once = self.prng.between(1, 20_000) as usize;
+            match self.wire.initiator_receive(pipe, at_once) {
+                None => {
+                    self.connection_lost(now, shared);
+                    moved = true;
+                }
+                Some(bytes) if !bytes.is_empty() => {
+                    if let Some(session) = self.session.as_mut() {
+                        session.handle_bytes(now, &bytes);
+                    }
+                    moved = true;
+                }
+                Some(_) => {}
+            }
+            self.handle_events(now, shared);
+        }
+        if now >= self.not_before {
+            moved |= self.act(now, shared);
+        }
+        if let (Some(session), Some(pipe)) = (self.session.as_mut(), self.pipe) {
+            let output = session.take_output();
+            moved |= !output.is_empty();
+            self.wire.initiator_send(pipe, &output);
+        }
+        moved
+    }
+
+    fn connection_lost(&mut self, now: Instant, _shared: &mut Shared) {
+        self.pipe = None;
+        self.session = None;
+        self.logged_in = false;
+        self.functions.clear();
+        let lost: Vec<Pending> = self.pending.drain().map(|(_, pending)| pending).collect();
+        for pending in lost {
+            let unit = pending.operation.unit();
+            self.orphans.extend(pending.operation.stamps().iter().map(|stamp| (unit, *stamp)));
+        }
+        if self.logging_out {
+            self.logging_out = false;
+            if self.budget == 0 && self.verify.is_empty() {
+                self.finished = true;
+            }
+        }
+        self.not_before = now + Duration::from_micros(self.prng.below(50_000));
+    }
+
+    fn connect(&mut self, now: Instant) {
+        let mut config = self.config.clone();
+        config.initial_cmd_sn = self.prng.next_u64() as u32;
+        self.session = Some(Session::new(config));
+        self.pipe = Some(self.wire.connect());
+        self.login_since = now;
+    }
+
+    fn act(&mut self, now: Instant, shared: &mut Shared) -> bool {
+        if self.session.is_none() {
+            self.connect(now);
+            return true;
+        }
+        if !self.logged_in || self.logging_out {
+            self.not_before = now + Duration::from_millis(1);
+            return false;
+        }
+        if self.chaos(now, shared) || self.abort_overdue(now, shared) {
+            return true;
+        }
+        if self.pending.len() >= self.depth {
+            self.not_before = now + Duration::from_micros(100);
+            return false;
+        }
+        if self.budget > 0 {
+            self.budget -= 1;
+            self.send_random_command(now, shared);
+            self.not_before = now + Duration::from_micros(self.prng.below(400));
+            return true;
+        }
+        if let Some((unit, lba)) = self.verify.pop() {
+            self.send_read(now, shared, unit, lba, 1);
+            return true;
+        }
+        if self.pending.is_empty() && self.functions.is_empty() && shared.faults_over {
+            self.logging_out = true;
+            if let Some(session) = self.session.as_mut() {
+                session.logout();
+            }
+            return true;
+        }
+        self.not_before = now + Duration::from_millis(1);
+        false
+    }
+
+    /// Aborts, resets, cuts: now and then, while faults last.
+    fn chaos(&mut self, now: Instant, shared: &mut Shared) -> bool {
+        if shared.faults_over || !self.prng.chance(shared.chaos_per_mille, 1000) {
+            return false;
+        }
+        match self.prng.below(12) {
+            0..=4 => self.abort_one(now, shared),
+            5 => self.function(now, shared, ABORT_TASK_SET, "ABORT TASK SET"),
+            6 => self.function(now, shared, CLEAR_TASK_SET, "CLEAR TASK SET"),
+            7 | 8 => self.function(now, shared, LOGICAL_UNIT_RESET, "LOGICAL UNIT RESET"),
+            9 if self.prng.chance(1, 3) => self.function(now, shared, TARGET_WARM_RESET, "TARGET WARM RESET"),
+            10 => {
+                if let Some(pipe) = self.pipe {
+                    self.wire.cut(pipe);
+                }
+                self.connection_lost(now, shared);
+            }
+            11 if self.pending.is_empty() => {
+                self.logging_out = true;
+                if let Some(session) = self.session.as_mut() {
+                    session.logout();
+                }
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn abort_one(&mut self, now: Instant, shared: &mut Shared) {
+        let mut tags: Vec<u32> = self.pending.keys().copied().collect();
+        tags.sort_unstable();
+        if tags.is_empty() {
+            return;
+        }
+        let tag = tags[self.prng.below(tags.len() as u64) as usize];
+        self.abort_task(now, shared, tag);
+    }
+
+    fn abort_task(&mut self, now: Instant, shared: &mut Shared, tag: u32) {
+        let unit = self.pending[&tag].operation.unit();
+        let stamps = self.pending[&tag].operation.stamps().iter().map(|stamp| (unit, *stamp));
+        let covered = stamps.filter(|(_, stamp)| shared.started.contains(stamp)).collect();
+        if let Some(session) = self.session.as_mut() {
+            let request = session.task_management(ABORT_TASK, Lun::from_number(unit as u16), Some(tag));
+            self.functions.insert(request, Function { covered, aborted: Some(tag), since: now, what: "ABORT TASK" });
+        }
+    }
+
+    /// Aborts the first command whose patience is over.
+    fn abort_overdue(&mut self, now: Instant, shared: &mut Shared) -> bool {
+        let overdue = self.pending.iter().filter(|(_, pending)| now.since(pending.since) > PATIENCE).map(|(tag, _)| *tag).min();
+        let Some(tag) = overdue else { return false };
+        if self.functions.values().any(|function| function.aborted == Some(tag)) {
+            return false;
+        }
+        self.abort_task(now, shared, tag);
+        true
+    }
+
+    fn function(&mut self, now: Instant, shared: &mut Shared, code: u8, what: &'static str) {
+        let unit = self.prng.below(shared.units.len() as u64) as usize;
+        let everyone = code == LOGICAL_UNIT_RESET || code == CLEAR_TASK_SET || code == TARGET_WARM_RESET;
+        let mine = |stamp: &u64| self.pending.values().any(|p| p.operation.stamps().contains(stamp));
+        let covered = shared
+            .open_writes
+            .iter()
+            .filter(|(u, stamp)| (*u == unit || code == TARGET_WARM_RESET) && shared.started.contains(stamp))
+            .filter(|(_, stamp)| everyone || mine(stamp))
+            .copied()
+            .collect();
+        if let Some(session) = self.session.as_mut() {
+            let request = session.task_management(code, Lun::from_number(unit as u16), None);
+            self.functions.insert(request, Function { covered, aborted: None, since: now, what });
+        }
+    }
+
+    fn attribute(&mut self) -> TaskAttribute {
+        match self.prng.below(20) {
+            0..=2 => TaskAttribute::Ordered,
+            3 => TaskAttribute::HeadOfQueue,
+            _ => TaskAttribute::Simple,
+        }
+    }
+
+    fn submit(&mut self, now: Instant, command: Command, operation: Operation, what: String) {
+        let attribute = self.attribute();
+        if let Some(session) = self.session.as_mut() {
+            let tag = session.submit(command.attribute(attribute));
+            let what = format!("{what} ({attribute:?})");
+            self.pending.insert(tag, Pending { operation, since: now, what });
+        }
+    }
+
+    fn send_random_command(&mut self, now: Instant, shared: &mut Shared) {
+        let unit = self.prng.below(shared.units.len() as u64) as usize;
+        let blocks = shared.blocks;
+        match self.prng.below(100) {
+            0..=39 => {
+                let count = self.prng.between(1, 24);
+                let lba = self.prng.between(1, blocks - count);
+                self.send_write(now, shared, unit, lba, count);
+            }
+            40..=74 => {
+                let count = self.prng.between(1, 24);
+                let lba = self.prng.below(blocks - count + 1);
+                self.send_read(now, shared, unit, lba, count);
+            }
+            75..=84 => self.send_compare_and_write(now, shared, unit),
+            85..=89 => {
+                let sent = shared.units[unit].history.tick();
+                let command = Command::new(lun(unit), &[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+                self.submit(now, command, Operation::Synchronize { unit, sent }, "SYNCHRONIZE CACHE".into());
+            }
+            90..=93 => self.submit(now, Command::new(lun(unit), &[0; 6]), Operation::Other, "TEST UNIT READY".into()),
+            94..=96 => {
+                let command = Command::read(lun(unit), &[0x12, 0, 0, 0, 96, 0], 96);
+                self.submit(now, command, Operation::Other, "INQUIRY".into());
+            }
+            _ => {
+                let command = Command::read(lun(unit), &[0x03, 0, 0, 0, 252, 0], 252);
+                self.submit(now, command, Operation::Other, "REQUEST SENSE".into());
+            }
+        }
+    }
+
+    fn send_write(&mut self, now: Instant, shared: &mut Shared, unit: usize, lba: u64, count: u64) {
+        let fua = self.prng.chance(1, 6);
+        let mut data = Vec::with_capacity(count as usize * BLOCK);
+        let mut stamps = Vec::new();
+        for block in lba..lba + count {
+            let stamp = shared.units[unit].history.invoke(block);
+            data.extend_from_slice(&fill(stamp, block));
+            stamps.push(stamp);
+            shared.open_writes.insert((unit, stamp));
+        }
+        let mut cdb = [0u8; 16];
+        cdb[0] = 0x8A;
+        cdb[1] = if fua { 0x08 } else { 0 };
+        cdb[2..10].copy_from_slice(&lba.to_be_bytes());
+        cdb[10..14].copy_from_slice(&(count as u32).to_be_bytes());
+        let mut command = Command::write(lun(unit), &cdb, data);
+        if self.prng.chance(1, 4) {
+            command.immediate_data_max = Some(self.prng.below(count * BLOCK as u64 + 1) as u32);
+        }
+        command.unsolicited = self.prng.chance(3, 4);
+        let durable = fua || !shared.write_cache;
+        self.submit(now, command, Operation::Write { unit, stamps, durable }, format!("WRITE {lba}+{count} fua {fua}"));
+    }
+
+    fn send_read(&mut self, now: Instant, shared: &mut Shared, unit: usize, lba: u64, count: u64) {
+        let sent = shared.units[unit].history.tick();
+        let mut cdb = [0u8; 10];
+        cdb[0] = 0x28;
+        cdb[2..6].copy_from_slice(&(lba as u32).to_be_bytes());
+        cdb[7..9].copy_from_slice(&(count as u16).to_be_bytes());
+        let command = Command::read(lun(unit), &cdb, (count as usize * BLOCK) as u32);
+        self.submit(now, command, Operation::Read { unit, lba, blocks: count, sent }, format!("READ {lba}+{count}"));
+    }
+
+    /// Block 0 is written by COMPARE AND WRITE only, always on top of a value that was read.
+    fn send_compare_and_write(&mut self, now: Instant, shared: &mut Shared, unit: usize) {
+        let Some(old) = self.last_read.remove(&unit) else {
+            return self.send_read(now, shared, unit, 0, 1);
+        };
+        let stamp = shared.units[unit].history.invoke(0);
+        shared.open_writes.insert((unit, stamp));
+        let mut cdb = [0u8; 16];
+        cdb[0] = 0x89;
+        cdb[13] = 1;
+        let mut data = old.to_vec();
+        data.extend_from_slice(&fill(stamp, 0));
+        let command = Command::write(lun(unit), &cdb, data);
+        self.submit(now, command, Operation::CompareAndWrite { unit, old, stamp }, "COMPARE AND WRITE".into());
+    }
+
+    fn handle_events(&mut self, now: Instant, shared: &mut Shared) {
+        while let Some(event) = self.session.as_mut().and_then(Session::poll_event) {
+            match event {
+                Event::LoggedIn { .. } => {
+                    self.logged_in = true;
+                    for (unit, stamp) in std::mem::take(&mut self.orphans) {
+                        shared.end(unit, stamp, "its nexus was reinstated");
+                    }
+                }
+                Event::LoginFailed { class, detail, .. } => {
+                    // 0301h service unavailable and 0302h out of resources may pass; anything else is our fault.
+                    if class != 3 {
+                        shared.violation(now, format!("host {}: login refused with {class:02x}{detail:02x}", self.number));
+                    }
+                    if let Some(pipe) = self.pipe {
+                        self.wire.initiator_close(pipe);
+                    }
+                    self.connection_lost(now, shared);
+                }
+                Event::CommandDone { tag, response, status, sense, data, .. } => {
+                    self.command_done(now, shared, tag, response, status, &sense, &data);
+                }
+                Event::CommandAborted { tag } => {
+                    if let Some(pending) = self.pending.remove(&tag) {
+                        let unit = pending.operation.unit();
+                        for stamp in pending.operation.stamps() {
+                            shared.end(unit, *stamp, "a task management function covered it");
+                        }
+                    }
+                }
+                Event::TaskManagementDone { tag, response } => {
+                    self.function_done(shared, tag, response);
+                }
+                Event::LoggedOut { .. } => {
+                    if let Some(pipe) = self.pipe {
+                        self.wire.initiator_close(pipe);
+                    }
+                    self.connection_lost(now, shared);
+                }
+                Event::Rejected { reason, header } => {
+                    shared.violation(now, format!("host {}: rejected with {reason:?}: {header:02x?}", self.number));
+                }
+                Event::ProtocolViolation(what) => shared.violation(now, format!("host {}: {what}", self.number)),
+                _ => {}
+            }
+        }
+    }
+
+    fn function_done(&mut self, shared: &mut Shared, tag: u32, response: u8) {
+        let Some(function) = self.functions.remove(&tag) else { return };
+        if response == 0 {
+            for (unit, stamp) in function.covered {
+                shared.end(unit, stamp, function.what);
+            }
+        }
+        // 0 complete, 1 task does not exist: either way nothing more comes of the command.
+        if response <= 1
+            && let Some(pending) = function.aborted.and_then(|aborted| self.pending.remove(&aborted))
+        {
+            let unit = pending.operation.unit();
+            for stamp in pending.operation.stamps() {
+                shared.end(unit, *stamp, "ABORT TASK was answered");
+            }
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one event")]
+    fn command_done(&mut self, now: Instant, shared: &mut Shared, tag: u32, response: u8, status: Status, sense: &[u8], data: &[u8]) {
+        let Some(pending) = self.pending.remove(&tag) else {
+            return shared.violation(now, format!("host {}: a response to tag {tag}, which has none to come", self.number));
+        };
+        let good = response == 0 && status == Status::Good;
+        let key = sense.get(2).map_or(0, |byte| byte & 0x0F);
+        match pending.operation {
+            Operation::Read { unit, lba, blocks, sent } if good => {
+                if data.len() != blocks as usize * BLOCK {
+                    return shared.violation(now, format!("{}: GOOD with {} bytes", pending.what, data.len()));
+                }
+                for (i, block) in data.chunks_exact(BLOCK).enumerate() {
+                    let verdict = shared.units[unit].history.read(lba + i as u64, sent, block);
+                    shared.check(now, verdict);
+                }
+                if lba == 0 {
+                    self.last_read.insert(unit, data[..BLOCK].try_into().expect("a block"));
+                }
+            }
+            Operation::Write { unit, stamps, durable } => {
+                for stamp in stamps {
+                    shared.finish(unit, stamp, good, durable);
+                }
+            }
+            Operation::CompareAndWrite { unit, old, stamp } => {
+                shared.finish(unit, stamp, good, !shared.write_cache);
+                if good {
+                    let verdict = shared.units[unit].compare_and_write_done(&old, stamp);
+                    shared.check(now, verdict);
+                    self.last_read.insert(unit, fill(stamp, 0));
+                } else if key == 0x0E {
+                    shared.miscompares += 1;
+                }
+            }
+            Operation::Synchronize { unit, sent } if good => shared.units[unit].history.synchronized(sent),
+            _ => {}
+        }
+        if good {
+            shared.commands_good += 1;
+        } else {
+            shared.commands_failed += 1;
+            // After the faults, only unit attentions are still to be delivered.
+            let excused = key == 0x06 || matches!(status, Status::TaskSetFull | Status::Busy | Status::TaskAborted);
+            if shared.faults_over && !excused && key != 0x0E && !shared.fenced && pending.since > shared.healed_at {
+                shared.violation(now, format!("{} failed after the faults: {status:?}, sense {sense:02x?}", pending.what));
+            }
+        }
+    }
+}
+
+fn lun(unit: usize) -> Lun {
+    Lun::from_number(unit as u16)
+}
