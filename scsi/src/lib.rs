@@ -7,6 +7,7 @@
 pub mod command_table;
 mod effect;
 mod event;
+mod fuzz;
 mod ids;
 mod message;
 pub mod parameter;
@@ -21,6 +22,8 @@ pub use event::{
     CommandReceived, ControlOutcome, ControlRequest, LunMap, LunMapping, NexusIdentity, PortEvent,
     TaskManagementFunction, TaskManagementRequest, TaskManagementResponse, UnitIdentity,
 };
+#[doc(hidden)]
+pub use fuzz::fuzz_cdb;
 pub use ids::{
     ControlId, ExchangeId, LogicalUnitId, NexusId, NexusToken, RequestToken, TargetDeviceId, TaskId, TaskTag,
 };

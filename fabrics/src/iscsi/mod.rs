@@ -24,7 +24,10 @@ mod task_management;
 mod transmit;
 mod validation;
 
-pub use config::{AuthGroup, AuthPolicy, AuthSecret, Config, InitiatorGroup, Options, Portal, PortalGroup, PortalGroupMap, TargetNode};
+pub use config::{
+    AuthGroup, AuthPolicy, AuthSecret, Config, InitiatorGroup, Options, Portal, PortalGroup, PortalGroupMap,
+    TargetNode,
+};
 pub use discovery::{TextMachine, TextStep};
 #[doc(hidden)]
 pub use fuzz::fuzz_login;
