@@ -127,10 +127,10 @@ impl Target {
                 task.in_set = false;
             }
         }
-        if let Some(gone) = self.units.get_mut(unit.0 as usize).and_then(Option::take) {
-            if gone.channel == Channel::Open {
-                self.effects.push_back(Effect::CloseChannel { unit });
-            }
+        if let Some(gone) = self.units.get_mut(unit.0 as usize).and_then(Option::take)
+            && gone.channel == Channel::Open
+        {
+            self.effects.push_back(Effect::CloseChannel { unit });
         }
         self.start_orphans(&tasks);
         self.send(home, Message::UnitClosed { unit });

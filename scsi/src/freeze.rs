@@ -304,10 +304,10 @@ impl Target {
 
     /// Takes a newer view.
     fn install_view(&mut self, unit: LogicalUnitId, view: Arc<UnitView>) {
-        if let Some(found) = self.unit_mut(unit) {
-            if view.epoch > found.view.epoch {
-                found.view = view;
-            }
+        if let Some(found) = self.unit_mut(unit)
+            && view.epoch > found.view.epoch
+        {
+            found.view = view;
         }
     }
 

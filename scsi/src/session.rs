@@ -158,10 +158,10 @@ impl Target {
         let Some(&token) = self.claims.get(&claim) else { return };
         let Some(Session::Claiming { identity, .. }) = self.sessions.remove(&token) else { return };
         let luns = self.targets.get(&identity.target).filter(|_| !self.quiescing);
-        let made = luns.map(|luns| Nexus::new(token, claim, identity, Arc::clone(luns)));
-        let Some(Ok(key)) = made.map(|nexus| self.nexuses.insert(nexus)) else {
+        let Some(luns) = luns.filter(|_| !self.nexuses.is_full()).map(Arc::clone) else {
             return self.refuse_claim(claim, token, true);
         };
+        let Ok(key) = self.nexuses.insert(Nexus::new(token, claim, identity, luns)) else { return };
         let id = NexusId(key);
         self.sessions.insert(token, Session::Open(id));
         self.effects.push_back(Effect::NexusEstablished { token, nexus: id });

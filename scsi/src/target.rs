@@ -355,10 +355,11 @@ impl Target {
 
     /// Looks at the task set of `unit` again soon.
     pub(crate) fn kick(&mut self, unit: LogicalUnitId) {
-        if let Some(found) = self.units.get_mut(unit.0 as usize).and_then(Option::as_mut) {
-            if found.set.dormant > 0 && !std::mem::replace(&mut found.kicked, true) {
-                self.kicks.push_back(unit);
-            }
+        if let Some(found) = self.units.get_mut(unit.0 as usize).and_then(Option::as_mut)
+            && found.set.dormant > 0
+            && !std::mem::replace(&mut found.kicked, true)
+        {
+            self.kicks.push_back(unit);
         }
     }
 
@@ -480,10 +481,10 @@ impl Target {
     }
 
     pub(crate) fn release_dormant_buffer(&mut self, id: TaskId) {
-        if let Some(task) = self.tasks.get_mut(id.0) {
-            if std::mem::take(&mut task.holds_dormant_buffer) {
-                self.dormant_buffers = self.dormant_buffers.saturating_sub(1);
-            }
+        if let Some(task) = self.tasks.get_mut(id.0)
+            && std::mem::take(&mut task.holds_dormant_buffer)
+        {
+            self.dormant_buffers = self.dormant_buffers.saturating_sub(1);
         }
     }
 
@@ -493,19 +494,19 @@ impl Target {
         let Some(task) = self.tasks.get_mut(id.0) else { return };
         let unit = task.unit.and_then(|unit| self.units.get_mut(unit.0 as usize)?.as_mut());
         task.phase = TaskPhase::Running;
-        if task.in_order {
-            if let Some(unit) = unit {
-                unit.set.dormant = unit.set.dormant.saturating_sub(1);
-            }
+        if task.in_order
+            && let Some(unit) = unit
+        {
+            unit.set.dormant = unit.set.dormant.saturating_sub(1);
         }
         let Some(nexus) = self.nexuses.get_mut(task.nexus.0) else { return };
         let unit = task.unit.and_then(|unit| self.units.get(unit.0 as usize)?.as_ref());
-        if let (Some(entry), true) = (task.entry, nexus.has_attention()) {
-            if entry.unit_attention == UnitAttentionRule::Report && task.unit.is_some() {
-                if let Some(attention) = nexus.take_attention(task.lun) {
-                    return self.end(id, Status::CheckCondition, Some(attention.sense()));
-                }
-            }
+        if let (Some(entry), true) = (task.entry, nexus.has_attention())
+            && entry.unit_attention == UnitAttentionRule::Report
+            && task.unit.is_some()
+            && let Some(attention) = nexus.take_attention(task.lun)
+        {
+            return self.end(id, Status::CheckCondition, Some(attention.sense()));
         }
         if let (Some(entry), Some(unit)) = (task.entry, unit) {
             if unit.view.epoch != task.epoch {
@@ -620,10 +621,10 @@ impl Target {
         if let Some(nexus) = self.nexuses.get_mut(nexus.0) {
             nexus.tasks.remove::<NEXUS_LIST>(&mut self.tasks, id);
         }
-        if let (Some(unit), true) = (unit, in_set) {
-            if let Some(unit) = self.units.get_mut(unit.0 as usize).and_then(Option::as_mut) {
-                unit.set.list.remove::<SET_LIST>(&mut self.tasks, id);
-            }
+        if let (Some(unit), true) = (unit, in_set)
+            && let Some(unit) = self.units.get_mut(unit.0 as usize).and_then(Option::as_mut)
+        {
+            unit.set.list.remove::<SET_LIST>(&mut self.tasks, id);
         }
         self.tasks.remove(id.0);
     }

@@ -98,10 +98,11 @@ impl Target {
     }
 
     fn wait_for_buffer(&mut self, id: TaskId) {
-        if let Some(task) = self.tasks.get_mut(id.0) {
-            if !std::mem::replace(&mut task.waits_for_buffer, true) && !self.serving {
-                self.buffer_waiters.push_back(id);
-            }
+        if let Some(task) = self.tasks.get_mut(id.0)
+            && !std::mem::replace(&mut task.waits_for_buffer, true)
+            && !self.serving
+        {
+            self.buffer_waiters.push_back(id);
         }
     }
 

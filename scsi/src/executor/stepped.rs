@@ -126,11 +126,13 @@ impl Target {
         let whole = here == length;
         let mut first = task.bursts[0].data.take();
         let mut other = task.bursts[1].data.take();
-        if first.is_none() && direct && whole {
-            if let Some(mut immediate) = task.immediate.take() {
-                immediate.truncate(length as usize);
-                first = Some(immediate);
-            }
+        if first.is_none()
+            && direct
+            && whole
+            && let Some(mut immediate) = task.immediate.take()
+        {
+            immediate.truncate(length as usize);
+            first = Some(immediate);
         }
         let is_direct = first.is_some() && direct && whole;
         if first.is_none() {
