@@ -7,6 +7,8 @@
 pub mod command_table;
 mod control;
 mod effect;
+#[cfg(test)]
+mod engine_tests;
 mod event;
 mod executor;
 mod freeze;
