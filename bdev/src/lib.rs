@@ -9,17 +9,22 @@
 mod block_device;
 mod check;
 pub mod conformance;
+mod delay;
+mod fault;
 mod immediate;
 mod null;
 mod ram;
 #[allow(unsafe_code)]
 mod ram_memory;
+mod shelf;
 mod uring;
 
 pub use block_device::{
     BlockDevice, BlockError, BlockIo, BlockOp, Extent, ExtentState, Geometry, IoChannel, IoCompletion, IoTag,
     IoValue, Provisioning,
 };
+pub use delay::{DelayDevice, Latencies};
+pub use fault::{Fault, FaultDevice, FaultKind, FaultOp};
 pub use null::{NullDisk, NullOptions};
 pub use ram::{RamDisk, RamError, RamOptions};
-pub use uring::{FileDevice, FileError, FileOptions, FileProblem};
+pub use uring::{Carrier, FileDevice, FileError, FileOptions, FileProblem};

@@ -1,12 +1,17 @@
-//! Files and block devices of the host, through io_uring.
+//! Files and block devices of the host, through io_uring, or through threads where that is refused.
 
 mod channel;
+mod engine;
 mod error;
 mod extents;
 #[allow(unsafe_code)]
 mod ring;
 #[allow(unsafe_code)]
+mod slots;
+#[allow(unsafe_code)]
 mod system;
+#[allow(unsafe_code)]
+mod workers;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::fd::AsRawFd;
@@ -21,6 +26,17 @@ use base::CoreId;
 use crate::{BlockDevice, BlockError, Geometry, IoChannel, Provisioning};
 pub use error::{FileError, FileProblem};
 
+/// What carries a file's requests to the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carrier {
+    /// io_uring; opening fails where it is refused.
+    Uring,
+    /// A few threads of the device's own, with blocking system calls.
+    Threads,
+    /// io_uring, or threads where that is refused.
+    Any,
+}
+
 /// How to open a file or block device as a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileOptions {
@@ -34,6 +50,8 @@ pub struct FileOptions {
     pub read_only: bool,
     /// Requests that one channel holds at most: 1 to 4,096.
     pub queue_depth: u32,
+    /// What carries requests to the kernel.
+    pub carrier: Carrier,
     /// What [`BlockDevice::product_name`] answers.
     pub product_name: &'static str,
 }
@@ -48,6 +66,7 @@ impl FileOptions {
             direct: true,
             read_only: false,
             queue_depth: 256,
+            carrier: Carrier::Uring,
             product_name: "URING bdev",
         }
     }
@@ -69,8 +88,10 @@ struct Shared {
     /// Ranges can be zeroed without writing zeros.
     zero_range: AtomicBool,
     bounces: AtomicU64,
-    zeros: Arc<ring::Zeros>,
+    zeros: Arc<slots::Zeros>,
     extents: Option<SyncSender<extents::Query>>,
+    /// The threads, where there is no io_uring.
+    crew: Option<workers::Crew>,
     product_name: &'static str,
 }
 
@@ -115,11 +136,15 @@ impl FileDevice {
     /// [`FileError`], which names the path, the reason and a remedy.
     pub fn open(options: &FileOptions) -> Result<FileDevice, FileError> {
         let fail = |reason| FileError { path: options.path.clone(), reason };
-        ring::supported().map_err(|number| fail(FileProblem::Uring(number)))?;
         Self::open_file(options).map_err(fail)
     }
 
     fn open_file(options: &FileOptions) -> Result<FileDevice, FileProblem> {
+        let crew = match (options.carrier, ring::supported()) {
+            (Carrier::Uring, Err(number)) => return Err(FileProblem::Uring(number)),
+            (Carrier::Uring | Carrier::Any, Ok(())) => None,
+            (Carrier::Threads, _) | (Carrier::Any, Err(_)) => Some(workers::Crew::start().map_err(system)?),
+        };
         let (file, is_block_device) = open_claimed(options)?;
         let metadata = file.metadata().map_err(system)?;
         let bytes = system::size(&file).map_err(system)?;
@@ -180,7 +205,7 @@ impl FileDevice {
         } else {
             Some(extents::start(file.clone(), block_size).map_err(system)?)
         };
-        let zeros = Arc::new(ring::Zeros::new().ok_or(FileProblem::System(libc::ENOMEM))?);
+        let zeros = Arc::new(slots::Zeros::new().ok_or(FileProblem::System(libc::ENOMEM))?);
         Ok(FileDevice {
             shared: Arc::new(Shared {
                 file,
@@ -195,9 +220,30 @@ impl FileDevice {
                 bounces: AtomicU64::new(0),
                 zeros,
                 extents,
+                crew,
                 product_name: options.product_name,
             }),
         })
+    }
+
+    fn channel(&self) -> std::io::Result<Box<dyn IoChannel>> {
+        let shared = &self.shared;
+        let (depth, alignment) = (shared.queue_depth, shared.shape.buffer_alignment);
+        // A description of its own: the kernel reports a failed write-back once to each, so that no channel can
+        // take the news away from another.
+        let (file, zeros) = (shared.reopen(), shared.zeros.clone());
+        if let Some(crew) = &shared.crew {
+            let engine = workers::Workers::new(crew, file, depth, alignment, zeros)?;
+            return Ok(Box::new(channel::FileChannel::new(shared.clone(), engine)?));
+        }
+        let engine = ring::Ring::new(file, depth, alignment, zeros)?;
+        Ok(Box::new(channel::FileChannel::new(shared.clone(), engine)?))
+    }
+
+    /// True when io_uring carries the requests, false when threads do.
+    #[must_use]
+    pub fn uses_uring(&self) -> bool {
+        self.shared.crew.is_none()
     }
 
     /// The path it was opened by.
@@ -236,9 +282,8 @@ impl BlockDevice for FileDevice {
         self.shared.product_name
     }
     fn open_channel(&self, _core: CoreId) -> Result<Box<dyn IoChannel>, BlockError> {
-        let channel = channel::UringChannel::new(self.shared.clone())
-            .map_err(|error| BlockError::System(error.raw_os_error().unwrap_or(libc::ENOSYS)))?;
-        Ok(Box::new(channel))
+        let number = |error: std::io::Error| error.raw_os_error().unwrap_or(libc::ENOSYS);
+        self.channel().map_err(|error| BlockError::System(number(error)))
     }
     fn bounce_copies(&self) -> u64 {
         self.shared.bounces.load(Ordering::Relaxed)

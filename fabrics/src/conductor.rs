@@ -277,7 +277,13 @@ impl<N: Network> ConfiguredPort for iscsi::IscsiPort<N> {
     fn is_settled(&self) -> bool {
         self.sessions_to_end() == 0
     }
-    fn request_logout(&mut self, now: Instant, target: Option<&str>, portal_group: Option<u16>, seconds: u16) {
+    fn request_logout(
+        &mut self,
+        now: Instant,
+        target: Option<&str>,
+        portal_group: Option<u16>,
+        seconds: u16,
+    ) {
         iscsi::IscsiPort::request_logout(self, now, target, portal_group, seconds);
     }
     fn report(&self, report: &mut CoreReport) {

@@ -9,7 +9,7 @@ use base::{BufferPool, CoreId, Instant, Key, Limits, Slab};
 use bdev::IoCompletion;
 use wire::scsi::{Sense, SenseKey, Status, TaskAttribute};
 
-use crate::command_table::{self, UnitAttentionRule};
+use crate::command_table::{self, Readiness, UnitAttentionRule};
 use crate::home::{Closing, TargetChange};
 use crate::logical_unit::{Channel, LogicalUnit};
 use crate::message::{Message, Ticket};
@@ -82,6 +82,8 @@ pub struct Target {
     /// At core 0.
     pub(crate) registry: Registry,
     pub(crate) closing: Vec<Closing>,
+    /// Tickets of removals, and their units.
+    pub(crate) removals: Vec<(u64, LogicalUnitId)>,
     pub(crate) target_changes: Vec<TargetChange>,
     pub(crate) quiescing: bool,
     pub(crate) bursts_max: usize,
@@ -170,6 +172,7 @@ impl Target {
             effects: VecDeque::with_capacity(tasks.saturating_mul(2)),
             registry: Registry::default(),
             closing: Vec::new(),
+            removals: Vec::new(),
             target_changes: Vec::new(),
             quiescing: false,
             bursts_max: (limits.bursts_per_task_max as usize).clamp(1, BURSTS_MAX),
@@ -309,7 +312,7 @@ impl Target {
     }
 
     /// Brings everything to rest that an event set in motion.
-    fn run(&mut self) {
+    pub(crate) fn run(&mut self) {
         loop {
             if let Some(unit) = self.kicks.pop_front() {
                 self.start_dormant(unit);
@@ -365,8 +368,7 @@ impl Target {
 
     fn start_if_its_turn(&mut self, unit: LogicalUnitId, id: TaskId) {
         let Some(task) = self.tasks.get(id.0) else { return };
-        let waits = task.phase == TaskPhase::Dormant || (task.phase == TaskPhase::Requested && task.granted);
-        if !waits || task.abort != Abort::No {
+        if task.phase != TaskPhase::Dormant || task.abort != Abort::No {
             return;
         }
         let many_cores = self.cores > 1;
@@ -501,12 +503,10 @@ impl Target {
                 task.plan = entry.plan(&task.cdb, &environment);
                 task.epoch = unit.view.epoch;
             }
-            if entry.medium_access && (unit.fenced || unit.channel != Channel::Open) {
-                task.plan = Err(match unit.channel {
-                    _ if unit.fenced || unit.view.state == UnitState::Fenced => LOGICAL_UNIT_FAILURE,
-                    Channel::Opening => BECOMING_READY,
-                    _ => LOGICAL_UNIT_FAILURE,
-                });
+            let is_fenced = unit.fenced || unit.view.state == UnitState::Fenced;
+            if entry.readiness != Readiness::Always && (is_fenced || unit.channel != Channel::Open) {
+                let opens = unit.channel == Channel::Opening && !is_fenced;
+                task.plan = Err(if opens { BECOMING_READY } else { LOGICAL_UNIT_FAILURE });
             }
         } else if task.unit.is_some() && unit.is_none() {
             // The unit went while the task waited.

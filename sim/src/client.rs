@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use base::{Instant, Prng};
 use initiator::{Command, Config, Event, Session};
+use wire::iscsi::LogoutReason;
 use wire::scsi::{Lun, Status, TaskAttribute};
 
 use crate::BLOCK;
@@ -202,7 +203,9 @@ impl Client {
     fn connect(&mut self, now: Instant) {
         let mut config = self.config.clone();
         config.initial_cmd_sn = self.prng.next_u64() as u32;
-        self.session = Some(Session::new(config));
+        let mut session = Session::new(config);
+        session.start(now);
+        self.session = Some(session);
         self.pipe = Some(self.wire.connect());
         self.login_since = now;
     }
@@ -236,7 +239,7 @@ impl Client {
         if self.pending.is_empty() && self.functions.is_empty() && shared.faults_over {
             self.logging_out = true;
             if let Some(session) = self.session.as_mut() {
-                session.logout();
+                let _ = session.logout(LogoutReason::CloseSession);
             }
             return true;
         }
@@ -264,7 +267,7 @@ impl Client {
             11 if self.pending.is_empty() => {
                 self.logging_out = true;
                 if let Some(session) = self.session.as_mut() {
-                    session.logout();
+                    let _ = session.logout(LogoutReason::CloseSession);
                 }
             }
             _ => return false,

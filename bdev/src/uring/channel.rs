@@ -8,8 +8,8 @@ use std::sync::mpsc::TrySendError;
 use base::{BufferPool, Instant, Progress};
 
 use super::Shared;
+use super::engine::{Answer, Direction, Engine, Step};
 use super::extents::{Mailbox, Query};
-use super::ring::{Answer, Direction, Ring, Step};
 use crate::check::{Verdict, finish, judge};
 use crate::{BlockError, BlockIo, BlockOp, IoChannel, IoCompletion, IoTag, IoValue};
 
@@ -49,8 +49,8 @@ enum Next {
 }
 
 /// One core's queue to a [`super::FileDevice`].
-pub(super) struct UringChannel {
-    ring: Ring,
+pub(super) struct FileChannel<E> {
+    engine: E,
     shared: Arc<Shared>,
     requests: Vec<Option<Request>>,
     free: Vec<usize>,
@@ -79,15 +79,11 @@ pub(super) fn block_error(number: i32) -> BlockError {
     }
 }
 
-impl UringChannel {
-    pub(super) fn new(shared: Arc<Shared>) -> std::io::Result<UringChannel> {
-        let depth = shared.queue_depth;
-        // A description of its own: the kernel reports a failed write-back once to each, so that no channel can
-        // take the news away from another.
-        let ring = Ring::new(shared.reopen(), depth, shared.shape.buffer_alignment, shared.zeros.clone())?;
-        let depth = depth as usize;
-        Ok(UringChannel {
-            ring,
+impl<E: Engine> FileChannel<E> {
+    pub(super) fn new(shared: Arc<Shared>, engine: E) -> std::io::Result<FileChannel<E>> {
+        let depth = shared.queue_depth as usize;
+        Ok(FileChannel {
+            engine,
             requests: (0..depth).map(|_| None).collect(),
             free: (0..depth).rev().collect(),
             waiting: VecDeque::with_capacity(depth),
@@ -140,13 +136,13 @@ impl UringChannel {
             Stage::Transfer(direction) => {
                 let length = usize::try_from(left).unwrap_or(0);
                 let at = usize::try_from(request.done).unwrap_or(0);
-                self.ring.start(slot, Step::Transfer { direction, at, length, offset })
+                self.engine.start(slot, Step::Transfer { direction, at, length, offset })
             }
-            Stage::Zeros => self.ring.start(slot, Step::Zeros { length: left, offset }),
+            Stage::Zeros => self.engine.start(slot, Step::Zeros { length: left, offset }),
             Stage::Allocate { mode } => {
-                self.ring.start(slot, Step::Allocate { mode, offset: start, length: total })
+                self.engine.start(slot, Step::Allocate { mode, offset: start, length: total })
             }
-            Stage::Sync => self.ring.start(slot, Step::Sync),
+            Stage::Sync => self.engine.start(slot, Step::Sync),
             Stage::Extent => {
                 let query =
                     Query { slot, lba: request.lba, blocks: request.blocks, mailbox: self.mailbox.clone() };
@@ -163,7 +159,7 @@ impl UringChannel {
         match self.shared.extents.as_ref().map(|extents| extents.try_send(query)) {
             Some(Ok(())) => {
                 self.queries += 1;
-                self.ring.watch(self.mailbox.event().raw());
+                self.engine.watch(self.mailbox.event().raw());
             }
             Some(Err(TrySendError::Full(_))) => self.waiting.push_back(slot),
             Some(Err(TrySendError::Disconnected(_))) | None => self.end(slot, Err(BlockError::Gone)),
@@ -173,7 +169,7 @@ impl UringChannel {
     /// Ends a request: its slot is free, its completion is ready.
     fn end(&mut self, slot: usize, result: Result<IoValue, BlockError>) {
         let Some(request) = self.requests.get_mut(slot).and_then(Option::take) else { return };
-        let data = self.ring.release(slot);
+        let data = self.engine.release(slot);
         self.free.push(slot);
         self.ready.push_back(IoCompletion { tag: request.tag, result, data });
     }
@@ -187,10 +183,6 @@ impl UringChannel {
     }
 
     fn collect_extents(&mut self) -> usize {
-        if self.ring.take_watched() {
-            // Before the mailbox is emptied: what comes later signals again.
-            self.mailbox.event().clear();
-        }
         let mut count = 0;
         while self.queries > 0
             && let Some((slot, answer)) = self.mailbox.take()
@@ -200,7 +192,7 @@ impl UringChannel {
             self.end(slot, answer.map(IoValue::Extent));
         }
         if self.queries > 0 {
-            self.ring.watch(self.mailbox.event().raw());
+            self.engine.watch(self.mailbox.event().raw());
         }
         count
     }
@@ -296,7 +288,7 @@ fn durable(shared: &Shared) -> Result<IoValue, BlockError> {
     if shared.flush_failed.load(Ordering::Acquire) { Err(BlockError::FlushFailed) } else { Ok(IoValue::Done) }
 }
 
-impl IoChannel for UringChannel {
+impl<E: Engine> IoChannel for FileChannel<E> {
     fn submit(&mut self, mut io: BlockIo) -> Result<(), BlockIo> {
         if self.ready.len() >= self.free.len() {
             // Every slot's completion needs room too.
@@ -306,7 +298,7 @@ impl IoChannel for UringChannel {
             Err(result) => self.ready.push_back(finish(io, result)),
             Ok(stage) => {
                 let Some(slot) = self.free.pop() else { return Err(io) };
-                self.ring.hold(slot, io.data.take());
+                self.engine.hold(slot, io.data.take());
                 // The range of a flush is advice, and unchecked: it must not get into arithmetic.
                 let (lba, blocks) = if io.op == BlockOp::Flush { (0, 0) } else { (io.lba, io.blocks) };
                 let BlockIo { tag, op, .. } = io;
@@ -321,7 +313,7 @@ impl IoChannel for UringChannel {
     }
 
     fn flush(&mut self) {
-        self.ring.submit();
+        self.engine.submit();
     }
 
     fn cancel(&mut self, tag: IoTag) {
@@ -340,15 +332,15 @@ impl IoChannel for UringChannel {
                 self.end(slot, Err(BlockError::Cancelled));
             }
             Some(_) => {}
-            None => self.ring.cancel(slot),
+            None => self.engine.cancel(slot),
         }
     }
 
     fn poll(&mut self, now: Instant, on: &mut dyn FnMut(IoCompletion)) -> Progress {
         self.now = now;
-        self.ring.reap();
+        self.engine.reap();
         let mut count = 0;
-        while let Some(answer) = self.ring.next_answer() {
+        while let Some(answer) = self.engine.next_answer() {
             count += 1;
             self.answered(answer);
         }
@@ -362,8 +354,8 @@ impl IoChannel for UringChannel {
             count += 1;
             on(completion);
         }
-        self.ring.submit();
-        let copies = self.ring.take_bounce_copies();
+        self.engine.submit();
+        let copies = self.engine.take_bounce_copies();
         if copies > 0 {
             self.shared.bounces.fetch_add(copies, Ordering::Relaxed);
         }
@@ -377,15 +369,109 @@ impl IoChannel for UringChannel {
 
     fn next_timeout(&self) -> Option<Instant> {
         // Whatever waits for an answer is woken by it; the rest wants to be polled again now.
-        let stuck = !self.ready.is_empty() || self.ring.has_unsubmitted();
+        let stuck = !self.ready.is_empty() || self.engine.has_unsubmitted();
         stuck.then_some(self.now)
     }
 
     fn wake_descriptor(&self) -> Option<i32> {
-        Some(self.ring.descriptor())
+        Some(self.engine.descriptor())
     }
 
     fn register_pool(&mut self, pool: &BufferPool) -> bool {
-        self.ring.register_pool(pool)
+        self.engine.register_pool(pool)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Scratch, open};
+    use super::*;
+
+    const ZEROES: BlockOp = BlockOp::WriteZeroes { may_deallocate: true, fua: true };
+    const PUNCH: Stage = Stage::Allocate { mode: libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE };
+    const FUA: Direction = Direction::Write { durable: true };
+
+    fn request(op: BlockOp, stage: Stage) -> Request {
+        Request { tag: IoTag(1), op, lba: 100, blocks: 8, stage, done: 0, retries: 0, cancelled: false }
+    }
+
+    fn shared(direct: bool) -> Option<(Scratch, Arc<Shared>)> {
+        let scratch = Scratch::new(1 << 20);
+        let device = open(&scratch.options(direct))?;
+        Some((scratch, device.shared.clone()))
+    }
+
+    #[test]
+    fn short_transfers_go_on_and_the_end_of_the_file_is_a_medium_error() {
+        let Some((_scratch, shared)) = shared(false) else { return };
+        let mut read = request(BlockOp::Read, Stage::Transfer(Direction::Read));
+        assert_eq!((read.next(700, &shared), read.done), (Next::Step, 700));
+        assert_eq!((read.next(-libc::EINTR, &shared), read.done), (Next::Step, 700));
+        assert_eq!(read.next(0, &shared), Next::End(Err(BlockError::Medium { lba: Some(101) })));
+        assert_eq!(read.next(8 * 512 - 700, &shared), Next::End(Ok(IoValue::Done)));
+        assert_eq!(read.next(-libc::ENOSPC, &shared), Next::End(Err(BlockError::OutOfSpace)));
+    }
+
+    #[test]
+    fn a_direct_transfer_goes_on_at_a_whole_block() {
+        let Some((_scratch, shared)) = shared(true) else { return };
+        let mut read = request(BlockOp::Read, Stage::Transfer(Direction::Read));
+        assert_eq!((read.next(4096 + 700, &shared), read.done), (Next::Step, 4096));
+        assert_eq!(read.next(700, &shared), Next::End(Err(BlockError::Medium { lba: Some(101) })));
+    }
+
+    #[test]
+    fn retries_end() {
+        let Some((_scratch, shared)) = shared(false) else { return };
+        let mut read = request(BlockOp::Read, Stage::Transfer(Direction::Read));
+        let turns = (0..2000).take_while(|_| read.next(-libc::EAGAIN, &shared) == Next::Step).count();
+        assert_eq!(turns, usize::from(RETRIES) - 1);
+    }
+
+    #[test]
+    fn only_a_cancelled_request_that_did_nothing_ends_as_cancelled() {
+        let Some((_scratch, shared)) = shared(false) else { return };
+        let mut read = request(BlockOp::Read, Stage::Transfer(Direction::Read));
+        assert_eq!(read.next(-libc::ECANCELED, &shared), Next::Step);
+        read.cancelled = true;
+        assert_eq!(read.next(512, &shared), Next::Step);
+        assert_eq!(read.next(-libc::ECANCELED, &shared), Next::Step);
+        read.done = 0;
+        assert_eq!(read.next(-libc::ECANCELED, &shared), Next::End(Err(BlockError::Cancelled)));
+    }
+
+    #[test]
+    fn where_no_holes_are_punched_zeros_are_written_and_made_durable() {
+        let Some((_scratch, shared)) = shared(false) else { return };
+        let mut zeroes = request(ZEROES, PUNCH);
+        assert_eq!((zeroes.next(-libc::EOPNOTSUPP, &shared), zeroes.stage), (Next::Step, Stage::Zeros));
+        assert!(!shared.geometry().provisioning.discard);
+        assert_eq!((zeroes.next(8 * 512, &shared), zeroes.stage), (Next::Step, Stage::Sync));
+        assert_eq!(zeroes.next(0, &shared), Next::End(Ok(IoValue::Done)));
+        let mut discard = request(BlockOp::Discard, PUNCH);
+        assert_eq!(discard.next(0, &shared), Next::End(Ok(IoValue::Done)));
+    }
+
+    #[test]
+    fn a_failed_sync_fails_all_that_wants_to_be_durable_from_then_on() {
+        for broken in [request(BlockOp::Flush, Stage::Sync), request(ZEROES, Stage::Sync)] {
+            let Some((_scratch, shared)) = shared(false) else { return };
+            let mut broken = broken;
+            assert_eq!(broken.next(-libc::EIO, &shared), Next::End(Err(BlockError::FlushFailed)));
+            let mut other = request(BlockOp::Flush, Stage::Sync);
+            assert_eq!(other.next(0, &shared), Next::End(Err(BlockError::FlushFailed)));
+            let mut write = request(BlockOp::Write { fua: true }, Stage::Transfer(FUA));
+            assert_eq!(write.next(4096, &shared), Next::End(Err(BlockError::FlushFailed)));
+        }
+    }
+
+    #[test]
+    fn a_durable_write_that_fails_may_have_told_of_an_earlier_one() {
+        let Some((_scratch, shared)) = shared(false) else { return };
+        let mut write = request(BlockOp::Write { fua: true }, Stage::Transfer(FUA));
+        assert_eq!(write.next(-libc::ENOSPC, &shared), Next::End(Err(BlockError::OutOfSpace)));
+        assert!(!shared.flush_failed.load(Ordering::Acquire));
+        assert_eq!(write.next(-libc::EIO, &shared), Next::End(Err(BlockError::Medium { lba: None })));
+        assert!(shared.flush_failed.load(Ordering::Acquire));
     }
 }

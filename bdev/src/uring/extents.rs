@@ -23,21 +23,27 @@ impl Mailbox {
         Ok(Mailbox { answers: Mutex::new(Vec::with_capacity(capacity)), event: EventFd::new()? })
     }
 
-    /// Readable when an answer was put in.
+    /// Readable while an answer is there.
     pub(super) fn event(&self) -> &EventFd {
         &self.event
     }
 
-    /// Takes one answer out; nothing when the thread is just putting one in.
+    /// Takes one answer out; nothing when the thread is just putting one in. The event is cleared with the last: both
+    /// change under the lock only, so the event says truly whether something is there.
     pub(super) fn take(&self) -> Option<(usize, Result<Extent, BlockError>)> {
-        self.answers.try_lock().ok()?.pop()
+        let mut answers = self.answers.try_lock().ok()?;
+        let answer = answers.pop();
+        if answer.is_some() && answers.is_empty() {
+            self.event.clear();
+        }
+        answer
     }
 
     fn put(&self, slot: usize, answer: Result<Extent, BlockError>) {
         if let Ok(mut answers) = self.answers.lock() {
             answers.push((slot, answer));
+            self.event.signal();
         }
-        self.event.signal();
     }
 }
 

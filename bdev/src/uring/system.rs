@@ -101,6 +101,33 @@ impl EventFd {
     }
 }
 
+/// One descriptor that is readable while any of several is.
+#[derive(Debug)]
+pub(crate) struct Gathering {
+    fd: OwnedFd,
+}
+
+impl Gathering {
+    pub(crate) fn new() -> io::Result<Gathering> {
+        // SAFETY: no memory is involved.
+        let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+        check(fd)?;
+        // SAFETY: the descriptor is new and belongs to nobody else.
+        Ok(Gathering { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
+    }
+
+    pub(crate) fn raw(&self) -> i32 {
+        self.fd.as_raw_fd()
+    }
+
+    /// Adds a descriptor; an error when it is there already.
+    pub(crate) fn add(&self, fd: i32) -> io::Result<()> {
+        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
+        // SAFETY: the kernel reads one event of our own.
+        check(unsafe { libc::epoll_ctl(self.raw(), libc::EPOLL_CTL_ADD, fd, &raw mut event) })
+    }
+}
+
 fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -4,10 +4,10 @@ use crate::{BlockOp, IoValue};
 use std::sync::atomic::AtomicU32;
 
 /// A sparse file that goes away with the value.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new(bytes: u64) -> Scratch {
+    pub(super) fn new(bytes: u64) -> Scratch {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("bdev-test-{}-{number}", std::process::id()));
@@ -15,7 +15,7 @@ impl Scratch {
         Scratch(path)
     }
 
-    fn options(&self, direct: bool) -> FileOptions {
+    pub(super) fn options(&self, direct: bool) -> FileOptions {
         FileOptions { direct, block_size: Some(if direct { 4096 } else { 512 }), ..FileOptions::new(&self.0) }
     }
 }
@@ -27,7 +27,7 @@ impl Drop for Scratch {
 }
 
 /// The device, or nothing with a word about it where the host cannot do it.
-fn open(options: &FileOptions) -> Option<FileDevice> {
+pub(super) fn open(options: &FileOptions) -> Option<FileDevice> {
     match FileDevice::open(options) {
         Ok(device) => Some(device),
         Err(error) if matches!(error.reason, FileProblem::Uring(_) | FileProblem::Direct) => {
@@ -52,6 +52,42 @@ fn a_direct_file_conforms_and_counts_its_copies() {
     let Some(device) = open(&scratch.options(true)) else { return };
     conformance::run(&device, 12, 400, Traits::default());
     assert!(device.bounce_copies() > 0, "the kit uses unaligned buffers");
+}
+
+#[test]
+fn threads_conform_where_there_is_no_io_uring() {
+    for direct in [false, true] {
+        let scratch = Scratch::new(16 << 20);
+        let options = FileOptions { carrier: Carrier::Threads, ..scratch.options(direct) };
+        let Some(device) = open(&options) else { continue };
+        assert!(!device.uses_uring());
+        conformance::run(&device, 13, 400, Traits::default());
+    }
+}
+
+#[test]
+fn threads_bring_every_buffer_home_and_wake_a_sleeper() {
+    let scratch = Scratch::new(64 << 20);
+    let Some(device) = open(&FileOptions { carrier: Carrier::Threads, ..scratch.options(false) }) else {
+        return;
+    };
+    let mut bench = Bench::new(&device);
+    let fd = bench.channel().wake_descriptor().unwrap();
+    for op in [BlockOp::Flush, BlockOp::Extent] {
+        bench.submit(op, 0, 1, None).unwrap();
+        bench.channel().flush();
+        assert!(system::readable(fd, 5000), "{op:?}");
+        bench.drain();
+        bench.turn();
+        assert!(!system::readable(fd, 0), "{op:?}");
+    }
+    let pool = bench.pool().clone();
+    for turn in 0..20u64 {
+        let data = bench.buffer(1 << 20);
+        bench.submit(BlockOp::Write { fua: true }, turn * 2048, 2048, Some(data)).unwrap();
+    }
+    drop(bench);
+    assert_eq!(pool.statistics().outstanding, 0);
 }
 
 #[test]
@@ -210,4 +246,24 @@ fn what_cannot_be_a_disk_is_refused_with_a_reason() {
     assert_eq!(bench.one(BlockOp::Write { fua: false }, 0, 1, Some(data)).result, Err(BlockError::ReadOnly));
     let error = FileDevice::open(&FileOptions::new("/nonexistent")).err().unwrap();
     assert!(error.to_string().starts_with("/nonexistent: "), "{error}");
+}
+
+/// Needs a block device that may be overwritten, named by the environment: a loop device will do.
+#[test]
+fn a_block_device_conforms() {
+    let Some(path) = std::env::var_os("BDEV_TEST_BLOCK_DEVICE") else {
+        return eprintln!("skipped: BDEV_TEST_BLOCK_DEVICE names no block device to overwrite");
+    };
+    for direct in [true, false] {
+        let Some(device) = open(&FileOptions { direct, ..FileOptions::new(&path) }) else { return };
+        let again = FileDevice::open(&FileOptions::new(&path)).err().map(|error| error.reason);
+        assert_eq!(again, Some(FileProblem::InUse));
+        let geometry = device.geometry();
+        eprintln!("{geometry:?}");
+        let mut bench = Bench::new(&device);
+        let zeroes = BlockOp::WriteZeroes { may_deallocate: false, fua: false };
+        assert_eq!(bench.one(zeroes, 0, geometry.blocks, None).result, Ok(IoValue::Done));
+        drop(bench);
+        conformance::run(&device, 21, 400, Traits::default());
+    }
 }

@@ -110,7 +110,7 @@ pub fn admits(
     target: &TargetNode,
     portal_group: u16,
     initiator: &str,
-    peer: IpAddr,
+    peer: SocketAddr,
 ) -> bool {
     let mut admitted = false;
     for map in target.maps.iter().filter(|map| map.portal_group == portal_group) {
@@ -126,7 +126,7 @@ pub fn admits(
                     .netmasks
                     .iter()
                     .filter_map(|entry| Netmask::parse(entry))
-                    .any(|netmask| netmask.contains(peer));
+                    .any(|netmask| netmask.contains(peer.ip()));
             }
         }
     }
@@ -194,9 +194,9 @@ mod tests {
     use super::*;
 
     const HOST: &str = "iqn.2001-04.com.example:host1";
-    const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 7));
+    const PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 7)), 40_000);
 
-    fn admitted(initiators: &[&str], netmasks: &[&str], name: &str, peer: IpAddr) -> bool {
+    fn admitted(initiators: &[&str], netmasks: &[&str], name: &str, peer: SocketAddr) -> bool {
         let config = Config { initiator_groups: vec![group(1, initiators, netmasks)], ..Config::default() };
         let node = target("iqn.2001-04.com.example:t", &[(1, 1)]);
         admits(&config, &node, 1, name, peer)

@@ -7,8 +7,8 @@ use std::time::Duration;
 use base::{DataBuf, Instant, Key};
 use scsi::{CommandReceived, CommandStatus, ExchangeId, PortEvent, TaskManagementRequest, TaskTag};
 use wire::iscsi::{
-    AsyncEvent, AsyncMessage, Bhs, LogoutReason, LogoutRequest, LogoutResponse, LogoutResponseCode, NopIn, NopOut, Pdu,
-    RESERVED_TAG, Reject, RejectReason, ScsiCommand, lengths, opcode,
+    AsyncEvent, AsyncMessage, Bhs, LogoutReason, LogoutRequest, LogoutResponse, LogoutResponseCode, NopIn,
+    NopOut, Pdu, RESERVED_TAG, Reject, RejectReason, ScsiCommand, lengths, opcode,
 };
 use wire::scsi::{Lun, Sense, Status};
 
@@ -19,7 +19,7 @@ use super::session::{CommandOrder, IMMEDIATE_MAX, Session, TASK_MANAGEMENT_MAX};
 use super::tables::Tables;
 use super::task_management as management;
 use super::transmit::{Flushed, INLINE_MAX, Item, ItemData, Notice, Transmitter};
-use super::{LoginMachine, SessionParameters, SessionType, TextMachine};
+use super::{LoginMachine, SessionParameters, TextMachine};
 use crate::ByteStream;
 
 /// Data of a Login Request: the default MaxRecvDataSegmentLength (RFC 7143 §13.12).
@@ -74,7 +74,7 @@ pub(super) struct Connection {
     pub cid: u16,
     pub parameters: SessionParameters,
     pub login: Option<Box<LoginMachine>>,
-    pub text: TextMachine,
+    pub text: Option<TextMachine>,
     /// R2Ts and unsolicited sequences that are not complete.
     pub solicited: u32,
     pub login_deadline: Instant,
@@ -131,7 +131,14 @@ fn command_number(bhs: &Bhs) -> Option<(bool, u32)> {
 }
 
 impl Connection {
-    pub fn new(key: Key, id: u64, peer: SocketAddr, local: SocketAddr, now: Instant, login_time: Duration) -> Connection {
+    pub fn new(
+        key: Key,
+        id: u64,
+        peer: SocketAddr,
+        local: SocketAddr,
+        now: Instant,
+        login_time: Duration,
+    ) -> Connection {
         Connection {
             key,
             id,
@@ -144,7 +151,7 @@ impl Connection {
             cid: 0,
             parameters: parameters_before_login(),
             login: Some(Box::default()),
-            text: TextMachine::new(),
+            text: None,
             solicited: 0,
             login_deadline: now + login_time,
             end_deadline: None,
@@ -226,7 +233,8 @@ impl Connection {
         match self.phase {
             Phase::Login => self.transmitter.backlog() < 4,
             Phase::FullFeature => {
-                let depth = self.session.and_then(|key| tables.sessions.get(key)).map_or(1, |one| one.queue_depth);
+                let depth =
+                    self.session.and_then(|key| tables.sessions.get(key)).map_or(1, |one| one.queue_depth);
                 self.transmitter.backlog() < 2 * depth as usize + BACKLOG_SPARE
             }
             Phase::AwaitingNexus(_) | Phase::Ending => false,
@@ -243,8 +251,14 @@ impl Connection {
             return Err(Fatal("a data segment longer than MaxRecvDataSegmentLength"));
         }
         let pdu = Pdu::parse(&bhs, self.receiver.ahs());
-        let mut incoming =
-            Incoming { bhs, pdu: pdu.ok(), verdict: Verdict::Accept, place: Place::Discard, length, intact: true };
+        let mut incoming = Incoming {
+            bhs,
+            pdu: pdu.ok(),
+            verdict: Verdict::Accept,
+            place: Place::Discard,
+            length,
+            intact: true,
+        };
         if login {
             if !matches!(incoming.pdu, Some(Pdu::LoginRequest(_))) {
                 return Err(Fatal("something else than a Login Request before login"));
@@ -268,7 +282,9 @@ impl Connection {
         }
         match pdu {
             Err(error) => incoming.verdict = Verdict::Reject(error.reason),
-            Ok(Pdu::DataOut(pdu)) => (incoming.verdict, incoming.place) = self.place_data_out(tables, &pdu)?,
+            Ok(Pdu::DataOut(pdu)) => {
+                (incoming.verdict, incoming.place) = self.place_data_out(tables, &pdu)?
+            }
             Ok(Pdu::ScsiCommand(command)) => {
                 incoming.verdict = self.check_command(tables, &command);
                 self.place_own(tables, &mut incoming);
@@ -326,7 +342,9 @@ impl Connection {
     /// A PDU is complete.
     fn accept(&mut self, tables: &mut Tables, incoming: Incoming) -> Result<(), Fatal> {
         if matches!(self.phase, Phase::Login) {
-            let Some(Pdu::LoginRequest(request)) = incoming.pdu else { return Err(Fatal("no Login Request")) };
+            let Some(Pdu::LoginRequest(request)) = incoming.pdu else {
+                return Err(Fatal("no Login Request"));
+            };
             if std::mem::take(&mut self.first_login) {
                 self.transmitter.stat_sn = request.exp_stat_sn;
             }
@@ -399,7 +417,9 @@ impl Connection {
         let mut stash = None;
         if unsolicited && !starved {
             match tables.pool.acquire(end - from) {
-                Some(data) => stash = Some(Stash { offset: from, data: Some(data), filled: 0, damaged: false }),
+                Some(data) => {
+                    stash = Some(Stash { offset: from, data: Some(data), filled: 0, damaged: false })
+                }
                 None => starved = true,
             }
         }
@@ -431,7 +451,8 @@ impl Connection {
             return;
         };
         if let Some(session) = tables.sessions.get_mut(key) {
-            let count = if command.immediate { &mut session.immediate_outstanding } else { &mut session.outstanding };
+            let count =
+                if command.immediate { &mut session.immediate_outstanding } else { &mut session.outstanding };
             *count = count.saturating_add(1);
         }
         self.solicited += u32::from(unsolicited);
@@ -450,7 +471,12 @@ impl Connection {
     }
 
     /// Task Management Function Request (RFC 7143 §11.5).
-    fn task_management(&mut self, tables: &mut Tables, bhs: &Bhs, request: &wire::iscsi::TaskManagementRequest) {
+    fn task_management(
+        &mut self,
+        tables: &mut Tables,
+        bhs: &Bhs,
+        request: &wire::iscsi::TaskManagementRequest,
+    ) {
         let Some(session) = self.session.and_then(|key| tables.sessions.get_mut(key)) else { return };
         let Some(nexus) = session.established() else {
             self.reject(bhs, RejectReason::ProtocolError);
@@ -608,7 +634,13 @@ impl Connection {
     }
 
     /// Data-In of an exchange.
-    pub fn send_data_in(&mut self, tables: &mut Tables, key: Key, item: (u32, DataBuf), status: Option<CommandStatus>) {
+    pub fn send_data_in(
+        &mut self,
+        tables: &mut Tables,
+        key: Key,
+        item: (u32, DataBuf),
+        status: Option<CommandStatus>,
+    ) {
         let (offset, mut data) = item;
         let Some(exchange) = tables.exchanges.get_mut(key) else { return };
         if exchange.terminating || exchange.answered || exchange.held.is_some() {
@@ -634,7 +666,12 @@ impl Connection {
     }
 
     /// Sends what waits.
-    pub fn flush<S: ByteStream>(&mut self, stream: &mut S, tables: &mut Tables, taken: &mut Vec<(Option<Key>, Notice)>) -> Flushed {
+    pub fn flush<S: ByteStream>(
+        &mut self,
+        stream: &mut S,
+        tables: &mut Tables,
+        taken: &mut Vec<(Option<Key>, Notice)>,
+    ) -> Flushed {
         taken.clear();
         let flushed = self.transmitter.flush(stream, self.session, tables, taken);
         for (key, notice) in taken.drain(..) {
@@ -653,7 +690,8 @@ impl Connection {
         }
         if notice == Notice::Status {
             tables.forget_exchange(key);
-            let idle = self.session.and_then(|key| tables.sessions.get(key)).is_some_and(|one| one.outstanding == 0);
+            let idle =
+                self.session.and_then(|key| tables.sessions.get(key)).is_some_and(|one| one.outstanding == 0);
             self.receiver.release_slot(idle);
         } else if exchange.terminating {
             self.finish_termination(tables, key);
@@ -673,11 +711,6 @@ impl Connection {
             },
         };
         [own, self.logout_deadline].into_iter().flatten().min()
-    }
-
-    /// True for the session type.
-    pub fn is_discovery(&self, tables: &Tables) -> bool {
-        self.session.and_then(|key| tables.sessions.get(key)).is_some_and(|one| one.kind == SessionType::Discovery)
     }
 }
 

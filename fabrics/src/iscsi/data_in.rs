@@ -34,7 +34,12 @@ impl DataInItem {
     }
 
     /// The next PDU: at most `segment` bytes, sequences of at most `burst`. The serial numbers are left open.
-    pub fn next(&mut self, exchange: &mut Exchange, segment: u32, burst: u32) -> Option<(DataIn, DataBuf, Notice)> {
+    pub fn next(
+        &mut self,
+        exchange: &mut Exchange,
+        segment: u32,
+        burst: u32,
+    ) -> Option<(DataIn, DataBuf, Notice)> {
         let mut data = self.data.take()?;
         let room = burst.max(segment).saturating_sub(self.sequence);
         let length = segment.min(room).min(u32::try_from(data.len()).unwrap_or(u32::MAX));
@@ -105,8 +110,11 @@ pub(super) fn residuals(exchange: &Exchange, status: &CommandStatus) -> Residual
     if exchange.read && exchange.write {
         (residuals.overflow, residuals.underflow, residuals.count) =
             residual(exchange.expected_out, status.data_out_length);
-        (residuals.bidirectional_overflow, residuals.bidirectional_underflow, residuals.bidirectional_count) =
-            residual(exchange.expected_in, status.data_in_length);
+        (
+            residuals.bidirectional_overflow,
+            residuals.bidirectional_underflow,
+            residuals.bidirectional_count,
+        ) = residual(exchange.expected_in, status.data_in_length);
     } else {
         let (expected, actual) = if exchange.write {
             (exchange.expected_out, status.data_out_length)
@@ -121,7 +129,10 @@ pub(super) fn residuals(exchange: &Exchange, status: &CommandStatus) -> Residual
 }
 
 /// The SCSI Response for `status`, with its data segment (RFC 7143 §11.4.7: SenseLength, then sense data).
-pub(super) fn response(exchange: &Exchange, status: &CommandStatus) -> (ScsiResponse, [u8; INLINE_MAX], usize) {
+pub(super) fn response(
+    exchange: &Exchange,
+    status: &CommandStatus,
+) -> (ScsiResponse, [u8; INLINE_MAX], usize) {
     let residual = residuals(exchange, status);
     let mut inline = [0; INLINE_MAX];
     let mut length = 0;

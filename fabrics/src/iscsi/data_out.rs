@@ -56,8 +56,10 @@ impl Connection {
             if stash.filled == 0 {
                 break;
             }
-            let Some(place) =
-                exchange.bursts.iter_mut().find(|place| place.as_ref().is_some_and(|b| b.offset == stash.offset))
+            let Some(place) = exchange
+                .bursts
+                .iter_mut()
+                .find(|place| place.as_ref().is_some_and(|b| b.offset == stash.offset))
             else {
                 stash.data = Some(data);
                 exchange.stash = Some(stash);
@@ -108,7 +110,12 @@ impl Connection {
             if exchange.terminating || exchange.held.is_some() || exchange.outstanding_r2t() >= most {
                 return;
             }
-            let next = exchange.bursts.iter_mut().flatten().filter(|b| b.requested < b.length).min_by_key(|b| b.offset);
+            let next = exchange
+                .bursts
+                .iter_mut()
+                .flatten()
+                .filter(|b| b.requested < b.length)
+                .min_by_key(|b| b.offset);
             let Some(burst) = next else { return };
             let length = (burst.length - burst.requested).min(self.parameters.max_burst_length.max(512));
             let start = burst.offset + burst.requested;
@@ -176,11 +183,14 @@ impl Connection {
             return Ok((unknown, Place::Discard));
         };
         check_sequence(pdu, solicitation.next, solicitation.end, solicitation.data_sn, ending)?;
-        let place = exchange
-            .burst_mut(solicitation.burst)
-            .and_then(|burst| burst.data.take())
-            .map_or(Place::Discard, |data| Place::Lent { data, start: (solicitation.next - solicitation.burst) as usize });
-        debug_assert!(matches!(&place, Place::Lent { data, start } if start + length as usize <= data.len()) || matches!(place, Place::Discard));
+        let place = exchange.burst_mut(solicitation.burst).and_then(|burst| burst.data.take()).map_or(
+            Place::Discard,
+            |data| Place::Lent { data, start: (solicitation.next - solicitation.burst) as usize },
+        );
+        debug_assert!(
+            matches!(&place, Place::Lent { data, start } if start + length as usize <= data.len())
+                || matches!(place, Place::Discard)
+        );
         Ok((Verdict::Data(key, Some(solicitation.burst)), place))
     }
 
@@ -219,7 +229,8 @@ impl Connection {
         }
         let ending = exchange.terminating || exchange.held.is_some();
         let task = exchange.task;
-        if let Some(place) = exchange.bursts.iter_mut().find(|b| b.as_ref().is_some_and(|b| b.offset == offset))
+        if let Some(place) =
+            exchange.bursts.iter_mut().find(|b| b.as_ref().is_some_and(|b| b.offset == offset))
             && let Some(burst) = place
         {
             burst.data = data;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use wire::iscsi::{RejectReason, TextRequest};
+use wire::iscsi::{RejectReason, TextRequest, TextResponse};
 
 use super::access::{admits, find_target};
 use super::names::normalise;
@@ -24,7 +24,7 @@ const RESPONSE_BYTES_MAX: usize = 64 * 1024;
 pub struct TargetListing {
     config: Arc<Config>,
     initiator: Arc<str>,
-    peer: IpAddr,
+    peer: SocketAddr,
     local: IpAddr,
     /// The group a target must be reachable through; `None` takes any.
     through: Option<u16>,
@@ -61,7 +61,7 @@ impl TargetListing {
         TargetListing {
             config: Arc::clone(environment.config),
             initiator: Arc::clone(initiator),
-            peer: environment.peer.ip(),
+            peer: environment.peer,
             local: environment.local.ip().to_canonical(),
             through: None,
             only: None,
@@ -147,15 +147,8 @@ impl TargetListing {
 /// What to do with a Text Request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TextStep {
-    /// Send a Text Response with the text in `reply`.
-    Respond {
-        /// The F bit.
-        final_: bool,
-        /// The C bit.
-        continue_: bool,
-        /// 0xFFFF_FFFF when `final_`.
-        target_transfer_tag: u32,
-    },
+    /// Send this response with the text in `reply`; serial numbers are filled in by the connection.
+    Respond(TextResponse),
     /// Send a Reject; the negotiation is forgotten and changed nothing.
     Reject(RejectReason),
 }
@@ -173,66 +166,88 @@ struct Exchange {
     max_send_data_segment_length: Option<u32>,
 }
 
-/// The text negotiation of a connection in full feature phase (RFC 7143 §6.4, §11.10), a pure state machine. There is
-/// one at a time. It holds at most 8 KiB of request text.
-#[derive(Debug)]
-pub struct TextMachine {
-    session_type: SessionType,
+/// Whose connection it is.
+#[derive(Debug, Clone)]
+struct Peer {
     initiator: Arc<str>,
     target: Option<Arc<str>>,
     portal_group: u16,
+}
+
+/// The text negotiation of a connection in full feature phase (RFC 7143 §6.4, §11.10), a pure state machine. There is
+/// one at a time. It holds at most 8 KiB of request text.
+#[derive(Debug, Default)]
+pub struct TextMachine {
+    peer: Option<Peer>,
     exchange: Option<Exchange>,
     last_tag: u32,
 }
 
 impl TextMachine {
-    /// For the connection of this login.
+    /// For a connection that has not logged in: it rejects everything until [`TextMachine::begin`].
     #[must_use]
-    pub fn new(outcome: &LoginOutcome) -> TextMachine {
-        TextMachine {
-            session_type: outcome.session_type,
+    pub fn new() -> TextMachine {
+        TextMachine::default()
+    }
+
+    /// The login was carried through.
+    pub fn begin(&mut self, outcome: &LoginOutcome) {
+        self.peer = Some(Peer {
             initiator: Arc::clone(&outcome.initiator),
             target: outcome.target.clone(),
             portal_group: outcome.portal_group,
-            exchange: None,
-            last_tag: 0,
-        }
+        });
     }
 
     /// Takes one Text Request with its data segment, and writes the response's text to `reply` (cleared first; at most
     /// MaxRecvDataSegmentLength of the initiator, and 64 KiB). What was negotiated goes into `parameters` with the last
-    /// response, not before. `LUN` of the response is the request's.
+    /// response, not before: MaxRecvDataSegmentLength of the initiator can change.
     pub fn handle_request(
         &mut self,
         environment: LoginEnvironment<'_>,
+        session_type: SessionType,
         parameters: &mut SessionParameters,
         request: &TextRequest,
         data: &[u8],
         reply: &mut Vec<u8>,
     ) -> TextStep {
         reply.clear();
-        match self.step(environment, parameters, request, data, reply) {
-            Ok(step) => step,
+        let offer = Asked { environment, session_type };
+        let flags = match self.step(offer, parameters, request, data, reply) {
+            Ok(flags) => flags,
             Err(reason) => {
                 self.exchange = None;
                 reply.clear();
-                TextStep::Reject(reason)
+                return TextStep::Reject(reason);
             }
-        }
+        };
+        TextStep::Respond(TextResponse {
+            final_: flags.final_,
+            continue_: flags.continue_,
+            lun: request.lun,
+            initiator_task_tag: request.initiator_task_tag,
+            target_transfer_tag: flags.target_transfer_tag,
+            stat_sn: 0,
+            exp_cmd_sn: 0,
+            max_cmd_sn: 0,
+            data_segment_length: u32::try_from(reply.len()).unwrap_or(0),
+        })
     }
 
     fn step(
         &mut self,
-        environment: LoginEnvironment<'_>,
+        asked: Asked<'_>,
         parameters: &mut SessionParameters,
         request: &TextRequest,
         data: &[u8],
         reply: &mut Vec<u8>,
-    ) -> Result<TextStep, RejectReason> {
+    ) -> Result<Flags, RejectReason> {
+        let Some(peer) = self.peer.clone() else { return Err(RejectReason::ProtocolError) };
         if request.continue_ && request.final_ {
             return Err(RejectReason::ProtocolError);
         }
         let mut exchange = self.resume(request)?;
+        let target_transfer_tag = exchange.target_transfer_tag;
         if exchange.has_more() {
             // The initiator only asks for the rest (RFC 7143 §6.2).
             if request.continue_ || !data.is_empty() {
@@ -244,25 +259,23 @@ impl TextMachine {
             }
             exchange.input.extend_from_slice(data);
             if request.continue_ {
-                let target_transfer_tag = exchange.target_transfer_tag;
                 self.exchange = Some(exchange);
-                return Ok(TextStep::Respond { final_: false, continue_: false, target_transfer_tag });
+                return Ok(Flags { final_: false, continue_: false, target_transfer_tag });
             }
             let text = std::mem::take(&mut exchange.input);
-            self.negotiate(environment, &mut exchange, &text)?;
+            peer.negotiate(asked, &mut exchange, &text)?;
         }
         let length = usize::try_from(parameters.max_send_data_segment_length).unwrap_or(0);
         exchange.next_chunk(reply, length.clamp(512, RESPONSE_BYTES_MAX));
         let continue_ = exchange.has_more();
-        let target_transfer_tag = exchange.target_transfer_tag;
         if continue_ || !request.final_ {
             self.exchange = Some(exchange);
-            return Ok(TextStep::Respond { final_: false, continue_, target_transfer_tag });
+            return Ok(Flags { final_: false, continue_, target_transfer_tag });
         }
         if let Some(length) = exchange.max_send_data_segment_length {
             parameters.max_send_data_segment_length = length;
         }
-        Ok(TextStep::Respond { final_: true, continue_: false, target_transfer_tag: RESERVED_TAG })
+        Ok(Flags { final_: true, continue_: false, target_transfer_tag: RESERVED_TAG })
     }
 
     /// The exchange a request belongs to: a new one with the reserved tag, which ends any other.
@@ -289,19 +302,32 @@ impl TextMachine {
             max_send_data_segment_length: None,
         })
     }
+}
 
-    fn negotiate(
-        &self,
-        environment: LoginEnvironment<'_>,
-        exchange: &mut Exchange,
-        text: &[u8],
-    ) -> Result<(), RejectReason> {
+/// What a request asks about.
+#[derive(Debug, Clone, Copy)]
+struct Asked<'a> {
+    environment: LoginEnvironment<'a>,
+    session_type: SessionType,
+}
+
+/// The flags and the tag of a response.
+#[derive(Debug, Clone, Copy)]
+struct Flags {
+    final_: bool,
+    continue_: bool,
+    target_transfer_tag: u32,
+}
+
+impl Peer {
+    /// Answers the keys of one whole text.
+    fn negotiate(&self, asked: Asked<'_>, exchange: &mut Exchange, text: &[u8]) -> Result<(), RejectReason> {
         let pairs = parse_pairs(text).map_err(|_| RejectReason::ProtocolError)?;
         if let [("SendTargets", value)] = pairs[..] {
             if !exchange.seen.insert(Key::SendTargets) {
                 return Err(RejectReason::ProtocolError);
             }
-            match self.listing(environment, value) {
+            match self.listing(asked, value) {
                 Some(listing) => exchange.listing = Some(listing),
                 None => put(&mut exchange.output, "SendTargets", "Reject"),
             }
@@ -337,8 +363,9 @@ impl TextMachine {
 
     /// SendTargets (RFC 7143 Appendix C). `None` refuses: `All` and foreign names are for discovery sessions, no name is
     /// for normal ones.
-    fn listing(&self, environment: LoginEnvironment<'_>, value: &str) -> Option<TargetListing> {
-        match (&self.target, self.session_type) {
+    fn listing(&self, asked: Asked<'_>, value: &str) -> Option<TargetListing> {
+        let environment = asked.environment;
+        match (&self.target, asked.session_type) {
             (Some(own), SessionType::Normal) => {
                 let asked = value.is_empty() || normalise(value).is_ok_and(|name| *name == **own);
                 let exists = find_target(environment.config, own).is_some();
@@ -388,15 +415,39 @@ mod tests {
 
     const HOST: &str = "iqn.2001-04.com.example:host";
 
-    fn machine(session_type: SessionType, own: Option<&str>) -> TextMachine {
-        TextMachine {
-            session_type,
-            initiator: HOST.into(),
-            target: own.map(Arc::from),
-            portal_group: 1,
-            exchange: None,
-            last_tag: 0,
+    /// A machine and the type of its session.
+    struct Session(TextMachine, SessionType);
+
+    impl Session {
+        fn handle_request(
+            &mut self,
+            environment: LoginEnvironment<'_>,
+            parameters: &mut SessionParameters,
+            request: &TextRequest,
+            data: &[u8],
+            reply: &mut Vec<u8>,
+        ) -> Result<(bool, bool, u32), RejectReason> {
+            match self.0.handle_request(environment, self.1, parameters, request, data, reply) {
+                TextStep::Respond(response) => {
+                    assert_eq!(response.data_segment_length as usize, reply.len());
+                    assert_eq!(response.initiator_task_tag, request.initiator_task_tag);
+                    Ok((response.final_, response.continue_, response.target_transfer_tag))
+                }
+                TextStep::Reject(reason) => Err(reason),
+            }
         }
+    }
+
+    fn machine(session_type: SessionType, own: Option<&str>) -> Session {
+        let peer = Peer { initiator: HOST.into(), target: own.map(Arc::from), portal_group: 1 };
+        Session(TextMachine { peer: Some(peer), ..TextMachine::new() }, session_type)
+    }
+
+    #[test]
+    fn before_the_login_all_is_rejected() {
+        let config = Arc::new(config());
+        let mut early = Session(TextMachine::new(), SessionType::Discovery);
+        assert_eq!(ask(&mut early, &config, 8192, "SendTargets=All\0"), Err(RejectReason::ProtocolError));
     }
 
     fn request(final_: bool, continue_: bool, target_transfer_tag: u32) -> TextRequest {
@@ -415,7 +466,7 @@ mod tests {
 
     /// Sends one request and follows the response to its end; gives the text and the number of responses.
     fn ask(
-        machine: &mut TextMachine,
+        machine: &mut Session,
         config: &Arc<Config>,
         segment: u32,
         text: &str,
@@ -432,8 +483,8 @@ mod tests {
                 data,
                 &mut reply,
             ) {
-                TextStep::Reject(reason) => return Err(reason),
-                TextStep::Respond { final_, continue_, target_transfer_tag } => {
+                Err(reason) => return Err(reason),
+                Ok((final_, continue_, target_transfer_tag)) => {
                     responses += 1;
                     assert!(reply.len() <= segment as usize);
                     assert_eq!(final_, target_transfer_tag == RESERVED_TAG);
@@ -551,13 +602,10 @@ mod tests {
                             &mut reply,
                         );
                         if first == 3 {
-                            assert_eq!(step, TextStep::Reject(RejectReason::ProtocolError));
+                            assert_eq!(step, Err(RejectReason::ProtocolError));
                         }
                         if first == 2 {
-                            assert_eq!(
-                                step,
-                                TextStep::Respond { final_: false, continue_: false, target_transfer_tag: 1 }
-                            );
+                            assert_eq!(step, Ok((false, false, 1)));
                             assert!(reply.is_empty());
                         }
                         let next = request(second & 1 != 0, second & 2 != 0, tag);
@@ -569,7 +617,7 @@ mod tests {
                             &mut reply,
                         );
                         if tag == 0 || tag == 2 {
-                            assert!(matches!(step, TextStep::Reject(_)));
+                            assert!(step.is_err());
                         }
                         assert_eq!(parameters, SessionParameters::default());
                     }
@@ -585,15 +633,17 @@ mod tests {
         let (mut parameters, mut reply) = (SessionParameters::default(), Vec::new());
         let environment = environment_of(&config);
         let first = request(false, true, RESERVED_TAG);
-        machine.handle_request(environment, &mut parameters, &first, b"SendTar", &mut reply);
+        let step = machine.handle_request(environment, &mut parameters, &first, b"SendTar", &mut reply);
+        assert_eq!(step, Ok((false, false, 1)));
         let last = request(true, false, 1);
         let step = machine.handle_request(environment, &mut parameters, &last, b"gets=All\0", &mut reply);
-        assert!(matches!(step, TextStep::Respond { final_: true, .. }));
+        assert!(matches!(step, Ok((true, ..))));
         assert!(reply.starts_with(b"TargetName="));
-        machine.handle_request(environment, &mut parameters, &first, &[b'A'; 8192], &mut reply);
+        let step = machine.handle_request(environment, &mut parameters, &first, &[b'A'; 8192], &mut reply);
+        assert_eq!(step, Ok((false, false, 2)));
         let more = request(false, true, 2);
         let step = machine.handle_request(environment, &mut parameters, &more, b"A", &mut reply);
-        assert_eq!(step, TextStep::Reject(RejectReason::OutOfResources));
+        assert_eq!(step, Err(RejectReason::OutOfResources));
     }
 
     #[test]
@@ -605,15 +655,12 @@ mod tests {
         let text = b"MaxRecvDataSegmentLength=65536\0X-com.example.a=1\0Later=2\0InitiatorAlias=me\0";
         let open = request(false, false, RESERVED_TAG);
         let step = machine.handle_request(environment, &mut parameters, &open, text, &mut reply);
-        assert_eq!(step, TextStep::Respond { final_: false, continue_: false, target_transfer_tag: 1 });
+        assert_eq!(step, Ok((false, false, 1)));
         assert_eq!(reply, b"X-com.example.a=NotUnderstood\0Later=NotUnderstood\0");
         assert_eq!(parameters.max_send_data_segment_length, 8192);
         let step =
             machine.handle_request(environment, &mut parameters, &request(true, false, 1), b"", &mut reply);
-        assert_eq!(
-            step,
-            TextStep::Respond { final_: true, continue_: false, target_transfer_tag: RESERVED_TAG }
-        );
+        assert_eq!(step, Ok((true, false, RESERVED_TAG)));
         assert_eq!(parameters.max_send_data_segment_length, 65_536);
         let answer = ask(&mut machine, &config, 8192, "MaxRecvDataSegmentLength=1\0");
         assert_eq!(answer, Ok(("MaxRecvDataSegmentLength=Reject ".into(), 1)));

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use scsi::{NexusToken, PortEvent};
-use wire::iscsi::{Bhs, LoginRequest, LoginResponse, Pdu, TextRequest};
+use wire::iscsi::{Bhs, LoginRequest, LoginResponse, Pdu, TextRequest, TextResponse};
 
 use super::connection::{Connection, Phase};
 use super::session::{NewSession, NexusState, Session};
 use super::tables::Tables;
 use super::transmit::{ItemData, Notice};
-use super::{LoginEnvironment, LoginOutcome, LoginStep, SessionType, TextStep};
+use super::{LoginEnvironment, LoginOutcome, LoginStep, SessionType, TextMachine, TextStep};
 
 /// Login status codes (RFC 7143 §11.13.5): class, detail.
 mod status {
@@ -33,7 +33,9 @@ impl Connection {
                 self.send_login(request.cmd_sn, response, reply.clone(), Notice::None);
             }
             LoginStep::Fail(response, why) => self.refuse_login(tables, request.cmd_sn, response, &why),
-            LoginStep::Finish(response, outcome) => self.establish(tables, request, response, *outcome, reply.clone()),
+            LoginStep::Finish(response, outcome) => {
+                self.establish(tables, request, response, *outcome, reply.clone())
+            }
         }
         tables.reply = reply;
     }
@@ -53,7 +55,14 @@ impl Connection {
         self.end_after_flush(tables);
     }
 
-    fn refuse(&mut self, tables: &mut Tables, cmd_sn: u32, response: LoginResponse, code: (u8, u8), why: &str) {
+    fn refuse(
+        &mut self,
+        tables: &mut Tables,
+        cmd_sn: u32,
+        response: LoginResponse,
+        code: (u8, u8),
+        why: &str,
+    ) {
         let refusal = LoginResponse {
             transit: false,
             continue_: false,
@@ -81,8 +90,15 @@ impl Connection {
             return self.refuse(tables, cmd_sn, response, code, "the session it names does not exist");
         }
         let Some(tsih) = tables.new_tsih() else {
-            return self.refuse(tables, cmd_sn, response, status::OUT_OF_RESOURCES, "no session handle is free");
+            return self.refuse(
+                tables,
+                cmd_sn,
+                response,
+                status::OUT_OF_RESOURCES,
+                "no session handle is free",
+            );
         };
+        self.text = Some(TextMachine::new(&outcome));
         let session = Session::new(NewSession {
             kind: outcome.session_type,
             tsih,
@@ -96,7 +112,13 @@ impl Connection {
             queue_depth: queue_depth(tables, outcome.identity.as_ref().map(|identity| identity.target)),
         });
         let Ok(key) = tables.sessions.insert(session) else {
-            return self.refuse(tables, cmd_sn, response, status::OUT_OF_RESOURCES, "the session table is full");
+            return self.refuse(
+                tables,
+                cmd_sn,
+                response,
+                status::OUT_OF_RESOURCES,
+                "the session table is full",
+            );
         };
         response.tsih = tsih;
         self.session = Some(key);
@@ -117,11 +139,14 @@ impl Connection {
 
     /// Sends the last login response; from the next PDU on, what was negotiated holds.
     pub fn enter_full_feature_phase(&mut self, tables: &mut Tables) {
-        let Phase::AwaitingNexus(last) = std::mem::replace(&mut self.phase, Phase::FullFeature) else { return };
+        let Phase::AwaitingNexus(last) = std::mem::replace(&mut self.phase, Phase::FullFeature) else {
+            return;
+        };
         let (mut response, text) = *last;
         response.data_segment_length = u32::try_from(text.len()).unwrap_or(0);
         self.control(Pdu::LoginResponse(response), ItemData::Heap(text), Notice::None);
-        let depth = self.session.and_then(|key| tables.sessions.get(key)).map_or(1, |session| session.queue_depth);
+        let depth =
+            self.session.and_then(|key| tables.sessions.get(key)).map_or(1, |session| session.queue_depth);
         let parameters = &self.parameters;
         self.transmitter.header_digest = parameters.header_digest;
         self.transmitter.data_digest = parameters.data_digest;
@@ -135,21 +160,34 @@ impl Connection {
     /// The engine refuses the nexus.
     pub fn nexus_refused(&mut self, tables: &mut Tables) {
         let Phase::AwaitingNexus(last) = std::mem::replace(&mut self.phase, Phase::Ending) else { return };
-        let cmd_sn = self.session.and_then(|key| tables.sessions.get(key)).map_or(0, |session| session.exp_cmd_sn);
+        let cmd_sn =
+            self.session.and_then(|key| tables.sessions.get(key)).map_or(0, |session| session.exp_cmd_sn);
         self.refuse(tables, cmd_sn, last.0, status::SERVICE_UNAVAILABLE, "the target does not take it");
     }
 
     /// Text Request (RFC 7143 §11.10).
     pub fn handle_text(&mut self, tables: &mut Tables, bhs: &Bhs, request: &TextRequest, data: &[u8]) {
-        let kind = if self.is_discovery(tables) { SessionType::Discovery } else { SessionType::Normal };
+        let Some(mut machine) = self.text.take() else { return };
         let config = Arc::clone(&tables.config);
         let environment = LoginEnvironment { config: &config, peer: self.peer, local: self.local };
         let mut reply = std::mem::take(&mut tables.reply);
         reply.clear();
-        let step = self.text.handle_request(environment, kind, &self.parameters, request, data, &mut reply);
+        let step = machine.handle_request(environment, &mut self.parameters, request, data, &mut reply);
+        self.text = Some(machine);
+        self.transmitter.segment_length_max = self.parameters.max_send_data_segment_length.max(512);
         match step {
-            TextStep::Respond(mut response) => {
-                response.data_segment_length = u32::try_from(reply.len()).unwrap_or(0);
+            TextStep::Respond { final_, continue_, target_transfer_tag } => {
+                let response = TextResponse {
+                    final_,
+                    continue_,
+                    lun: request.lun,
+                    initiator_task_tag: request.initiator_task_tag,
+                    target_transfer_tag,
+                    stat_sn: 0,
+                    exp_cmd_sn: 0,
+                    max_cmd_sn: 0,
+                    data_segment_length: u32::try_from(reply.len()).unwrap_or(0),
+                };
                 self.control(Pdu::TextResponse(response), ItemData::Heap(reply.clone()), Notice::None);
             }
             TextStep::Reject(reason) => self.reject(bhs, reason),
@@ -160,8 +198,12 @@ impl Connection {
 
 /// Commands a session with `target` may have outstanding.
 fn queue_depth(tables: &Tables, target: Option<scsi::TargetDeviceId>) -> u32 {
-    let own = tables.config.targets.iter().find(|node| Some(node.target) == target).map_or(0, |node| node.queue_depth);
+    let own = tables
+        .config
+        .targets
+        .iter()
+        .find(|node| Some(node.target) == target)
+        .map_or(0, |node| node.queue_depth);
     let depth = if own == 0 { tables.config.options.queue_depth_max } else { own };
     depth.min(tables.limits.tasks_per_nexus_max).max(1)
 }
-

@@ -128,7 +128,8 @@ pub fn fuzz_login(data: &[u8]) {
 }
 
 fn fuzz_text(environment: LoginEnvironment<'_>, outcome: &LoginOutcome, data: &[u8]) {
-    let mut machine = TextMachine::new(outcome);
+    let mut machine = TextMachine::new();
+    machine.begin(outcome);
     let mut parameters = outcome.parameters.clone();
     let (mut rest, mut reply) = (data, Vec::new());
     let mut tag = u32::MAX;
@@ -148,12 +149,12 @@ fn fuzz_text(environment: LoginEnvironment<'_>, outcome: &LoginOutcome, data: &[
             data_segment_length: 0,
         };
         let longest = parameters.max_send_data_segment_length;
-        if let TextStep::Respond { final_, target_transfer_tag, .. } =
-            machine.handle_request(environment, &mut parameters, &request, text, &mut reply)
-        {
+        let kind = outcome.session_type;
+        let step = machine.handle_request(environment, kind, &mut parameters, &request, text, &mut reply);
+        if let TextStep::Respond(response) = step {
             assert!(u32::try_from(reply.len()).is_ok_and(|length| length <= longest));
-            assert!(request.final_ || !final_);
-            tag = target_transfer_tag;
+            assert!(request.final_ || !response.final_);
+            tag = response.target_transfer_tag;
         } else {
             tag = u32::MAX;
         }

@@ -278,6 +278,8 @@ impl LoginMachine {
         if self.pending.len().saturating_add(data.len()) > TEXT_BYTES_MAX {
             return refuse(Status::INITIATOR_ERROR, "more than 8192 bytes of login text");
         }
+        // Exactly, so that doubling does not pass the bound.
+        self.pending.reserve_exact(data.len());
         self.pending.extend_from_slice(data);
         if request.continue_ {
             // Half a text is answered with nothing (RFC 7143 §6.2).
@@ -303,7 +305,7 @@ impl LoginMachine {
                 self.leave_security(request, &policy, &offer)
             }
             _ => {
-                self.require_proof(&policy)?;
+                self.require_proof(environment.config, &policy)?;
                 self.negotiation.negotiate(&offer, &keys.operational, reply)?;
                 self.negotiation.declare(&offer, alias.as_deref(), reply);
                 self.leave_operational(request, &offer, reply)?
@@ -315,7 +317,7 @@ impl LoginMachine {
         let response = respond(request, self.stage, next, reply.len());
         match next {
             Some(LoginStage::FullFeaturePhase) => {
-                self.require_proof(&policy)?;
+                self.require_proof(environment.config, &policy)?;
                 let outcome = self.outcome(environment, parties, &offer, request)?;
                 Ok(LoginStep::Finish(response, Box::new(outcome)))
             }
@@ -435,12 +437,17 @@ impl LoginMachine {
         let Some(target) = find_target(config, name) else {
             return refuse(Status::NOT_FOUND, format!("there is no target {name}"));
         };
-        if !admits(config, target, parties.portal_group, &parties.initiator, environment.peer.ip()) {
+        if !admits(config, target, parties.portal_group, &parties.initiator, environment.peer) {
             let (initiator, peer) = (&parties.initiator, environment.peer);
             return refuse(
                 Status::AUTHORIZATION_FAILURE,
                 format!("{initiator} from {peer} may not log in to {name}"),
             );
+        }
+        if !portal_group(config, environment.local)
+            .is_some_and(|group| group.tag == parties.portal_group && !group.private)
+        {
+            return refuse(Status::NOT_FOUND, "the portal group was taken away during the login");
         }
         let terms = (target.auth, Offer::new(&config.options, Some(target)), target.alias.clone());
         Ok((parties, terms.0, terms.1, terms.2))
@@ -602,12 +609,14 @@ impl LoginMachine {
         Ok(None)
     }
 
-    /// No login passes without the proof its policy demands, whichever stages it went through.
-    fn require_proof(&self, policy: &AuthPolicy) -> Result<(), Refusal> {
-        if required(policy) && !matches!(self.security, Security::Proven(_)) {
-            return refuse(Status::AUTHENTICATION_FAILURE, "CHAP is required");
-        }
-        Ok(())
+    /// No login passes without the proof its policy demands, whichever stages it went through; a user who has lost his
+    /// place in the configuration since has proved nothing.
+    fn require_proof(&self, config: &Config, policy: &AuthPolicy) -> Result<(), Refusal> {
+        let proven = match &self.security {
+            Security::Proven(user) => secrets(config, policy).any(|secret| secret.user == *user),
+            _ => !required(policy),
+        };
+        if proven { Ok(()) } else { refuse(Status::AUTHENTICATION_FAILURE, "CHAP is required") }
     }
 
     fn outcome(

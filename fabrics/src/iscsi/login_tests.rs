@@ -554,6 +554,8 @@ fn the_configuration_changes_during_a_login() {
     let changes: &[(Change, u16)] = &[
         (|config| config.targets.clear(), 0x0203),
         (|config| config.targets[0].maps.clear(), 0x0202),
+        (|config| config.portal_groups[0].private = true, 0x0203),
+        (|config| config.portal_groups[0].tag = 2, 0x0203),
         (
             |config| config.targets[0].auth = AuthPolicy { require_chap: true, ..AuthPolicy::default() },
             0x0201,
@@ -564,6 +566,20 @@ fn the_configuration_changes_during_a_login() {
         login.send(Oper, None, NORMAL).expect("begun");
         change(Arc::make_mut(&mut login.config));
         assert_eq!(login.status(Oper, Some(Full), ""), *status);
+    }
+}
+
+/// A user taken away between the proof and the end does not get in.
+#[test]
+fn the_user_is_removed_during_a_login() {
+    for spoil in [false, true] {
+        let (mut login, challenge) = challenged(config(), CHAP);
+        let proof = prove(&challenge, Algorithm::Sha256, SECRET);
+        login.send(Sec, Some(Oper), &format!("CHAP_N=user CHAP_R={proof}")).expect("proven");
+        if spoil {
+            Arc::make_mut(&mut login.config).auth_groups[0].secrets.clear();
+        }
+        assert_eq!(login.status(Oper, Some(Full), ""), if spoil { 0x0201 } else { 0 });
     }
 }
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use base::{BufferPool, CoreId, DataBuf, Instant, Key, Limits, Progress, Slab};
 use scsi::{
-    CommandStatus, DropReason, ExchangeId, NexusId, NexusToken, PortEvent, RequestToken, TaskId, TaskManagementResponse,
+    CommandStatus, DropReason, ExchangeId, NexusId, NexusToken, PortEvent, RequestToken, TaskId,
+    TaskManagementResponse,
 };
 use wire::iscsi::AsyncEvent;
 use wire::scsi::{Lun, Sense};
@@ -49,7 +50,14 @@ impl<N: Network> IscsiPort<N> {
     /// A port without connections. `pool` must have slots of 256 KiB (and smaller ones) for receiving; `entropy`
     /// seeds tags and tables, so that nobody can foresee them.
     #[must_use]
-    pub fn new(core: CoreId, network: N, pool: BufferPool, limits: Limits, config: Arc<Config>, entropy: u64) -> Self {
+    pub fn new(
+        core: CoreId,
+        network: N,
+        pool: BufferPool,
+        limits: Limits,
+        config: Arc<Config>,
+        entropy: u64,
+    ) -> Self {
         let room = limits.sessions_max as usize
             + (config.options.half_open_connections_max as usize).clamp(64, HALF_OPEN_ROOM);
         IscsiPort {
@@ -117,13 +125,21 @@ impl<N: Network> IscsiPort<N> {
         config.targets.iter().any(|node| {
             Some(node.target) == session.target_device
                 && session.target.as_ref() == Some(&node.name)
-                && peer.is_some_and(|peer| super::access::admits(config, node, session.portal_group, &session.initiator, peer))
+                && peer.is_some_and(|peer| {
+                    super::access::admits(config, node, session.portal_group, &session.initiator, peer.ip())
+                })
         })
     }
 
     /// Asks the sessions with `target` (all when `None`) through `portal_group` (any when `None`) to log out
     /// within `seconds`; those that do not are dropped then (RFC 7143 §11.9.1, event 1).
-    pub fn request_logout(&mut self, now: Instant, target: Option<&str>, portal_group: Option<u16>, within: u16) {
+    pub fn request_logout(
+        &mut self,
+        now: Instant,
+        target: Option<&str>,
+        portal_group: Option<u16>,
+        within: u16,
+    ) {
         self.tables.now = now;
         let asked: Vec<Key> = self
             .tables
@@ -184,7 +200,9 @@ impl<N: Network> IscsiPort<N> {
         let from_there = if self.half_open < options.half_open_connections_per_address_max {
             0
         } else {
-            let same = |one: &Attached<N::Stream>| one.connection.is_half_open() && one.connection.peer.ip() == peer.ip();
+            let same = |one: &Attached<N::Stream>| {
+                one.connection.is_half_open() && one.connection.peer.ip() == peer.ip()
+            };
             u32::try_from(self.attached.iter().filter(|(_, one)| same(one)).count()).unwrap_or(u32::MAX)
         };
         let login_time = seconds(options.login_timeout_s);
@@ -284,7 +302,7 @@ impl<N: Network> IscsiPort<N> {
         let flushed = one.connection.flush(&mut one.stream, &mut self.tables, &mut self.taken);
         let unblocked = one.connection.gated && one.connection.may_read(&self.tables);
         match flushed {
-            Flushed::Close | Flushed::Broken(_) => self.close(key),
+            Flushed::Close | Flushed::Broken => self.close(key),
             Flushed::Quiet if unblocked => self.wants_receive(key),
             Flushed::Quiet => {}
         }
@@ -296,13 +314,17 @@ impl<N: Network> IscsiPort<N> {
         let Some(one) = self.attached.get_mut(key) else { return };
         let full_feature = matches!(one.connection.phase, Phase::FullFeature);
         let peer = one.connection.peer;
-        if !why.is_empty() && let Some(suppressed) = self.tables.lines.take(self.tables.now) {
+        if !why.is_empty()
+            && let Some(suppressed) = self.tables.lines.take(self.tables.now)
+        {
             tracing::info!(%peer, suppressed, "iSCSI session ended: {why}");
         }
         if full_feature {
             if tell {
-                let (time_to_wait, time_to_retain) =
-                    (one.connection.parameters.default_time_to_wait, one.connection.parameters.default_time_to_retain);
+                let (time_to_wait, time_to_retain) = (
+                    one.connection.parameters.default_time_to_wait,
+                    one.connection.parameters.default_time_to_retain,
+                );
                 let event = AsyncEvent::SessionDropped { time_to_wait, time_to_retain };
                 one.connection.asynchronous(event, Lun::ZERO, None, Notice::Close);
             }
@@ -330,7 +352,9 @@ impl<N: Network> IscsiPort<N> {
             }
             NexusState::Requested | NexusState::Established(_) => {
                 session.nexus = NexusState::Lost;
-                self.tables.events.push_back(PortEvent::NexusLost { token: NexusToken(session_key.to_u64()) });
+                self.tables
+                    .events
+                    .push_back(PortEvent::NexusLost { token: NexusToken(session_key.to_u64()) });
             }
             NexusState::Lost => {}
         }
@@ -339,8 +363,13 @@ impl<N: Network> IscsiPort<N> {
     /// The wire is gone: tasks whose status was on the way are done, those being terminated are terminated, and the
     /// others have nothing lent to the port any more.
     fn release_exchanges(&mut self, session: Key) {
-        let keys: Vec<Key> =
-            self.tables.exchanges.iter().filter(|(_, one)| one.session == session).map(|(key, _)| key).collect();
+        let keys: Vec<Key> = self
+            .tables
+            .exchanges
+            .iter()
+            .filter(|(_, one)| one.session == session)
+            .map(|(key, _)| key)
+            .collect();
         for key in keys {
             let Some(exchange) = self.tables.exchanges.get_mut(key) else { continue };
             exchange.bursts = Default::default();
@@ -442,7 +471,14 @@ impl<N: Network> TargetPort for IscsiPort<N> {
         self.wants_flush(of);
     }
 
-    fn send_data_in(&mut self, exchange: ExchangeId, task: TaskId, offset: u32, data: DataBuf, status: Option<CommandStatus>) {
+    fn send_data_in(
+        &mut self,
+        exchange: ExchangeId,
+        task: TaskId,
+        offset: u32,
+        data: DataBuf,
+        status: Option<CommandStatus>,
+    ) {
         let Some((key, of)) = self.carrier(exchange) else { return };
         if let Some(exchange) = self.tables.exchanges.get_mut(key) {
             exchange.task = Some(task);
@@ -569,7 +605,8 @@ impl<N: Network> TargetPort for IscsiPort<N> {
             if readiness.readable && !std::mem::replace(&mut connection.ready, true) {
                 ready.push_back(key);
             }
-            if readiness.writable && std::mem::take(&mut connection.transmitter.blocked)
+            if readiness.writable
+                && std::mem::take(&mut connection.transmitter.blocked)
                 && !std::mem::replace(&mut connection.flush, true)
             {
                 unsent.push(key);
@@ -603,5 +640,12 @@ impl<N: Network> TargetPort for IscsiPort<N> {
             return Some(self.tables.now);
         }
         self.tables.timers.peek().map(|&Reverse((at, _))| at)
+    }
+}
+
+#[cfg(test)]
+impl<N: Network> IscsiPort<N> {
+    pub(super) fn session_keys(&self) -> impl Iterator<Item = (Key, &super::session::Session)> {
+        self.tables.sessions.iter()
     }
 }

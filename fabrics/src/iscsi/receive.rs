@@ -259,8 +259,13 @@ impl Receiver {
         let digest = if self.data_digest && incoming.length > 0 { DIGEST_LENGTH } else { 0 };
         self.head_filled = 0;
         self.head_length = self.head_length_least();
-        self.payload =
-            Some(Payload { incoming, filled, tail: [0; TAIL_MAX], tail_length: padding + digest, tail_filled: 0 });
+        self.payload = Some(Payload {
+            incoming,
+            filled,
+            tail: [0; TAIL_MAX],
+            tail_length: padding + digest,
+            tail_filled: 0,
+        });
     }
 
     fn advance_payload(&mut self) -> Advance {
@@ -318,7 +323,8 @@ impl Receiver {
             let padding = payload.tail_length - DIGEST_LENGTH;
             let mut expected = [0; DIGEST_LENGTH];
             expected.copy_from_slice(&payload.tail[padding..payload.tail_length]);
-            incoming.intact = digest::from_wire(expected) == digest::crc32c(&[bytes, &payload.tail[..padding]]);
+            incoming.intact =
+                digest::from_wire(expected) == digest::crc32c(&[bytes, &payload.tail[..padding]]);
         }
         Some(incoming)
     }
@@ -348,7 +354,9 @@ impl Receiver {
             let filled = payload.filled;
             let into: &mut [u8] = match &mut payload.incoming.place {
                 Place::Own(data) => data.get_mut(filled..filled + rest).unwrap_or(&mut []),
-                Place::Lent { data, start } => data.get_mut(*start + filled..*start + filled + rest).unwrap_or(&mut []),
+                Place::Lent { data, start } => {
+                    data.get_mut(*start + filled..*start + filled + rest).unwrap_or(&mut [])
+                }
                 Place::Discard => {
                     let part = rest.min(scratch.len());
                     follow = part == rest;
@@ -387,7 +395,8 @@ impl Receiver {
             rest -= part;
             part
         };
-        let (payload, tail, head, slot) = (next(limits[0]), next(limits[1]), next(limits[2]), next(limits[3]));
+        let (payload, tail, head, slot) =
+            (next(limits[0]), next(limits[1]), next(limits[2]), next(limits[3]));
         if let Some(current) = &mut self.payload {
             current.filled += payload;
             current.tail_filled += tail;

@@ -1,7 +1,7 @@
 //! What the connections of one core share: sessions, exchanges, buffers, events on their way to the engine.
 
-use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
@@ -128,8 +128,11 @@ impl Tables {
         if exchange.counted
             && let Some(session) = self.sessions.get_mut(exchange.session)
         {
-            let count =
-                if exchange.immediate { &mut session.immediate_outstanding } else { &mut session.outstanding };
+            let count = if exchange.immediate {
+                &mut session.immediate_outstanding
+            } else {
+                &mut session.outstanding
+            };
             *count = count.saturating_sub(1);
         }
         Some(exchange)

@@ -121,7 +121,7 @@ pub(super) enum Flushed {
     /// The PDU after which the connection ends was taken.
     Close,
     /// The stream is broken.
-    Broken(io::Error),
+    Broken,
 }
 
 impl Transmitter {
@@ -154,11 +154,6 @@ impl Transmitter {
     /// Items waiting to become PDUs.
     pub fn backlog(&self) -> usize {
         self.items.len()
-    }
-
-    /// A PDU was sent in part.
-    pub fn is_mid_pdu(&self) -> bool {
-        self.front_sent > 0
     }
 
     pub fn push(&mut self, item: Item) {
@@ -210,7 +205,9 @@ impl Transmitter {
         let mut first = self.front_sent > 0;
         let before = self.ring.len();
         self.ring.retain(|segment| {
-            let keep = std::mem::take(&mut first) || segment.exchange != Some(exchange) || segment.r2t_tag().is_none();
+            let keep = std::mem::take(&mut first)
+                || segment.exchange != Some(exchange)
+                || segment.r2t_tag().is_none();
             if !keep && let Some(tag) = segment.r2t_tag() {
                 unsent(tag);
             }
@@ -253,7 +250,13 @@ impl Transmitter {
         let (mut response, inline, length) = data_in::response(exchange, status);
         (response.stat_sn, response.exp_cmd_sn, response.max_cmd_sn) = (self.stat_sn, exp, max);
         self.stat_sn = self.stat_sn.wrapping_add(1);
-        self.put(&Pdu::ScsiResponse(response), ItemData::Inline(inline, length), Some(key), Notice::Status, true);
+        self.put(
+            &Pdu::ScsiResponse(response),
+            ItemData::Inline(inline, length),
+            Some(key),
+            Notice::Status,
+            true,
+        );
     }
 
     fn build_data_in(&mut self, mut item: DataInItem, tables: &mut Tables) {
@@ -377,14 +380,14 @@ impl Transmitter {
                 return Flushed::Quiet;
             }
             let sent = match self.send_ring(stream) {
-                Ok(0) => return Flushed::Broken(io::ErrorKind::WriteZero.into()),
+                Ok(0) => return Flushed::Broken,
                 Ok(sent) => sent,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.blocked = true;
                     return Flushed::Quiet;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Flushed::Broken(error),
+                Err(_) => return Flushed::Broken,
             };
             if self.take_sent(sent, finished) {
                 return Flushed::Close;
@@ -438,7 +441,8 @@ impl Transmitter {
 fn uncount(exchange: &mut Exchange, sessions: &mut Slab<Session>) -> (u32, u32) {
     let Some(session) = sessions.get_mut(exchange.session) else { return (0, 0) };
     if std::mem::take(&mut exchange.counted) {
-        let count = if exchange.immediate { &mut session.immediate_outstanding } else { &mut session.outstanding };
+        let count =
+            if exchange.immediate { &mut session.immediate_outstanding } else { &mut session.outstanding };
         *count = count.saturating_sub(1);
     }
     session.window()

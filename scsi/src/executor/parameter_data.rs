@@ -31,11 +31,8 @@ impl Target {
         let mut environment = environment(&self.units, nexus, &self.limits, task);
         environment.pending_sense = attention.map(crate::unit_attention::UnitAttention::sense);
         let full = match data.as_mut() {
-            Some(data) => {
-                // A buffer has somebody else's bytes in it until it is overwritten.
-                data.fill(0);
-                kind.render(&environment, data)
-            }
+            // `render` overwrites all of it: a buffer has somebody else's bytes in it until then.
+            Some(data) => kind.render(&environment, data),
             None => kind.render(&environment, &mut []),
         };
         let length = full.min(allocation_length as usize);
@@ -96,7 +93,7 @@ impl Target {
             let Some(nexus) = self.nexuses.get(task.nexus.0) else { return };
             let environment = environment(&self.units, nexus, &self.limits, task);
             let most = environment.unit.map_or(0, |view| view.geometry.provisioning.discard_blocks_max);
-            let index = usize::try_from(task.next).unwrap_or(usize::MAX);
+            let index = u32::try_from(task.next).unwrap_or(u32::MAX);
             match parameter::unmap_descriptor(list, index, &environment) {
                 None => return self.end(id, Status::Good, None),
                 Some(Err(sense)) => return task.fail(sense),
