@@ -226,14 +226,14 @@ pub fn run(device: &dyn BlockDevice, seed: u64, operations: u32, traits: Traits)
 impl Trial<'_> {
     /// A range that overlaps nothing in flight, so that the outcome is defined.
     fn range(&mut self) -> Option<(u64, u64)> {
-        let longest = ((256 << 10) / self.block as u64).max(1);
+        let longest = ((256 << 10) / self.block as u64).clamp(1, self.blocks);
         let blocks = if self.random.chance(1, 2) {
             self.random.between(1, 8)
         } else {
             self.random.between(1, longest)
         };
         let blocks = blocks.min(longest);
-        let lba = self.random.below(self.blocks - blocks);
+        let lba = self.random.below(self.blocks - blocks + 1);
         let free =
             self.expected.values().all(|other| lba + blocks <= other.lba || other.lba + other.blocks <= lba);
         free.then_some((lba, blocks))

@@ -381,3 +381,97 @@ impl<E: Engine> IoChannel for FileChannel<E> {
         self.engine.register_pool(pool)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Scratch, open};
+    use super::*;
+
+    const ZEROES: BlockOp = BlockOp::WriteZeroes { may_deallocate: true, fua: true };
+    const PUNCH: Stage = Stage::Allocate { mode: libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE };
+    const FUA: Direction = Direction::Write { durable: true };
+
+    fn request(op: BlockOp, stage: Stage) -> Request {
+        Request { tag: IoTag(1), op, lba: 100, blocks: 8, stage, done: 0, retries: 0, cancelled: false }
+    }
+
+    fn shared(direct: bool) -> Option<(Scratch, Arc<Shared>)> {
+        let scratch = Scratch::new(1 << 20);
+        let device = open(&scratch.options(direct))?;
+        Some((scratch, device.shared.clone()))
+    }
+
+    #[test]
+    fn short_transfers_go_on_and_the_end_of_the_file_is_a_medium_error() {
+        let Some((_scratch, shared)) = shared(false) else { return };
+        let mut read = request(BlockOp::Read, Stage::Transfer(Direction::Read));
+        assert_eq!((read.next(700, &shared), read.done), (Next::Step, 700));
+        assert_eq!((read.next(-libc::EINTR, &shared), read.done), (Next::Step, 700));
+        assert_eq!(read.next(0, &shared), Next::End(Err(BlockError::Medium { lba: Some(101) })));
+        assert_eq!(read.next(8 * 512 - 700, &shared), Next::End(Ok(IoValue::Done)));
+        assert_eq!(read.next(-libc::ENOSPC, &shared), Next::End(Err(BlockError::OutOfSpace)));
+    }
+
+    #[test]
+    fn a_direct_transfer_goes_on_at_a_whole_block() {
+        let Some((_scratch, shared)) = shared(true) else { return };
+        let mut read = request(BlockOp::Read, Stage::Transfer(Direction::Read));
+        assert_eq!((read.next(4096 + 700, &shared), read.done), (Next::Step, 4096));
+        assert_eq!(read.next(700, &shared), Next::End(Err(BlockError::Medium { lba: Some(101) })));
+    }
+
+    #[test]
+    fn retries_end() {
+        let Some((_scratch, shared)) = shared(false) else { return };
+        let mut read = request(BlockOp::Read, Stage::Transfer(Direction::Read));
+        let turns = (0..2000).take_while(|_| read.next(-libc::EAGAIN, &shared) == Next::Step).count();
+        assert_eq!(turns, usize::from(RETRIES) - 1);
+    }
+
+    #[test]
+    fn only_a_cancelled_request_that_did_nothing_ends_as_cancelled() {
+        let Some((_scratch, shared)) = shared(false) else { return };
+        let mut read = request(BlockOp::Read, Stage::Transfer(Direction::Read));
+        assert_eq!(read.next(-libc::ECANCELED, &shared), Next::Step);
+        read.cancelled = true;
+        assert_eq!(read.next(512, &shared), Next::Step);
+        assert_eq!(read.next(-libc::ECANCELED, &shared), Next::Step);
+        read.done = 0;
+        assert_eq!(read.next(-libc::ECANCELED, &shared), Next::End(Err(BlockError::Cancelled)));
+    }
+
+    #[test]
+    fn where_no_holes_are_punched_zeros_are_written_and_made_durable() {
+        let Some((_scratch, shared)) = shared(false) else { return };
+        let mut zeroes = request(ZEROES, PUNCH);
+        assert_eq!((zeroes.next(-libc::EOPNOTSUPP, &shared), zeroes.stage), (Next::Step, Stage::Zeros));
+        assert!(!shared.geometry().provisioning.discard);
+        assert_eq!((zeroes.next(8 * 512, &shared), zeroes.stage), (Next::Step, Stage::Sync));
+        assert_eq!(zeroes.next(0, &shared), Next::End(Ok(IoValue::Done)));
+        let mut discard = request(BlockOp::Discard, PUNCH);
+        assert_eq!(discard.next(0, &shared), Next::End(Ok(IoValue::Done)));
+    }
+
+    #[test]
+    fn a_failed_sync_fails_all_that_wants_to_be_durable_from_then_on() {
+        for broken in [request(BlockOp::Flush, Stage::Sync), request(ZEROES, Stage::Sync)] {
+            let Some((_scratch, shared)) = shared(false) else { return };
+            let mut broken = broken;
+            assert_eq!(broken.next(-libc::EIO, &shared), Next::End(Err(BlockError::FlushFailed)));
+            let mut other = request(BlockOp::Flush, Stage::Sync);
+            assert_eq!(other.next(0, &shared), Next::End(Err(BlockError::FlushFailed)));
+            let mut write = request(BlockOp::Write { fua: true }, Stage::Transfer(FUA));
+            assert_eq!(write.next(4096, &shared), Next::End(Err(BlockError::FlushFailed)));
+        }
+    }
+
+    #[test]
+    fn a_durable_write_that_fails_may_have_told_of_an_earlier_one() {
+        let Some((_scratch, shared)) = shared(false) else { return };
+        let mut write = request(BlockOp::Write { fua: true }, Stage::Transfer(FUA));
+        assert_eq!(write.next(-libc::ENOSPC, &shared), Next::End(Err(BlockError::OutOfSpace)));
+        assert!(!shared.flush_failed.load(Ordering::Acquire));
+        assert_eq!(write.next(-libc::EIO, &shared), Next::End(Err(BlockError::Medium { lba: None })));
+        assert!(shared.flush_failed.load(Ordering::Acquire));
+    }
+}

@@ -4,10 +4,10 @@ use crate::{BlockOp, IoValue};
 use std::sync::atomic::AtomicU32;
 
 /// A sparse file that goes away with the value.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new(bytes: u64) -> Scratch {
+    pub(super) fn new(bytes: u64) -> Scratch {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("bdev-test-{}-{number}", std::process::id()));
@@ -15,7 +15,7 @@ impl Scratch {
         Scratch(path)
     }
 
-    fn options(&self, direct: bool) -> FileOptions {
+    pub(super) fn options(&self, direct: bool) -> FileOptions {
         FileOptions { direct, block_size: Some(if direct { 4096 } else { 512 }), ..FileOptions::new(&self.0) }
     }
 }
@@ -27,7 +27,7 @@ impl Drop for Scratch {
 }
 
 /// The device, or nothing with a word about it where the host cannot do it.
-fn open(options: &FileOptions) -> Option<FileDevice> {
+pub(super) fn open(options: &FileOptions) -> Option<FileDevice> {
     match FileDevice::open(options) {
         Ok(device) => Some(device),
         Err(error) if matches!(error.reason, FileProblem::Uring(_) | FileProblem::Direct) => {

@@ -778,5 +778,12 @@ mod tests {
         assert!(stubborn.negotiate(&offer, &[(Key::MaxBurstLength, "262144")], &mut reply).is_err());
         let missing = stubborn.missing(&offer);
         assert!(stubborn.propose(missing, &mut reply).is_err());
+
+        // "Reject" leaves the default in force, which is more than we take.
+        let mut rejecting = Negotiation::default();
+        let missing = rejecting.missing(&offer);
+        rejecting.propose(missing, &mut reply).expect("proposed");
+        rejecting.note(Key::MaxBurstLength, "Reject").expect("an answer");
+        assert!(rejecting.negotiate(&offer, &[(Key::MaxBurstLength, "Reject")], &mut reply).is_err());
     }
 }
