@@ -3,4 +3,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod control;
+mod core_link;
+pub mod daemon;
+mod devices;
+pub mod limits;

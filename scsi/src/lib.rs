@@ -12,6 +12,7 @@ mod engine_tests;
 mod event;
 mod executor;
 mod freeze;
+mod fuzz;
 mod home;
 mod ids;
 mod logical_unit;
