@@ -200,7 +200,7 @@ impl CommandEntry {
             return Ok(());
         }
         match unit.state {
-            // LOGICAL UNIT FAILURE... the unit answers nothing but errors: INTERNAL TARGET FAILURE.
+            // INTERNAL TARGET FAILURE: a fenced unit answers nothing but errors.
             UnitState::Fenced => return Err(Sense::new(SenseKey::HardwareError, 0x44, 0x00)),
             // MEDIUM NOT PRESENT.
             UnitState::MediumNotPresent if self.readiness != Readiness::Unit => {
@@ -474,4 +474,162 @@ pub fn markdown() -> String {
          the table with INVALID FIELD IN CDB. A LUN without a logical unit takes only what needs nothing.\n",
     );
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuzz::World;
+
+    /// The entry's CDB with every field zero, but for the service action and PF of MODE SELECT.
+    fn plain(entry: &CommandEntry) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[0] = entry.operation_code;
+        bytes[1] = entry.service_action.unwrap_or(0) as u8;
+        if entry.name.starts_with("MODE SELECT") {
+            bytes[1] = 0x10;
+        }
+        bytes
+    }
+
+    fn refused(cdb: &[u8], world: &World) -> Option<Sense> {
+        let (cdb, environment) = (Cdb::new(cdb), world.environment());
+        lookup(&cdb, &environment).and_then(|entry| entry.plan(&cdb, &environment)).err()
+    }
+
+    #[test]
+    fn every_bit_outside_the_usage_is_refused_with_its_place() {
+        let world = World::new();
+        for entry in commands() {
+            for byte in 1..usize::from(entry.cdb_length) {
+                for bit in 0..8_u8 {
+                    let mut cdb = plain(entry);
+                    let used = entry.usage[byte] & (1 << bit) != 0;
+                    let action = byte == 1 && entry.service_action.is_some() && bit < 5;
+                    if used || action {
+                        continue;
+                    }
+                    cdb[byte] |= 1 << bit;
+                    let expected = Sense::invalid_field_in_cdb(byte as u16, Some(bit));
+                    assert_eq!(refused(&cdb, &world), Some(expected), "{} byte {byte} bit {bit}", entry.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_command_is_found_by_its_own_numbers_and_no_other() {
+        let world = World::new();
+        let environment = world.environment();
+        for entry in commands() {
+            let found = lookup(&Cdb::new(&plain(entry)), &environment);
+            assert_eq!(found.map(|entry| entry.name), Ok(entry.name));
+            assert_eq!(entry.usage.len(), usize::from(entry.cdb_length));
+            // The operation code's group gives the length (SPC-5 §4.2.5.1).
+            let expected = [6, 10, 10, 0, 16, 12, 0, 0][usize::from(entry.operation_code >> 5)];
+            assert_eq!(entry.cdb_length, expected, "{}", entry.name);
+        }
+        for code in 0..=255_u8 {
+            for action in 0..32_u8 {
+                let known = commands().iter().any(|entry| {
+                    entry.operation_code == code
+                        && entry.service_action.is_none_or(|known| known == u16::from(action))
+                });
+                let has_actions = commands()
+                    .iter()
+                    .any(|entry| entry.operation_code == code && entry.service_action.is_some());
+                let mut cdb = [0; 16];
+                cdb[0] = code;
+                cdb[1] = action;
+                match lookup(&Cdb::new(&cdb), &environment) {
+                    Err(sense) if sense == INVALID_OPERATION_CODE => assert!(!known && !has_actions),
+                    Err(sense) if !known => assert_eq!(sense, Sense::invalid_field_in_cdb(1, Some(4))),
+                    _ => assert!(known),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_lun_without_a_unit_takes_three_commands() {
+        let mut world = World::new();
+        world.unit = None;
+        world.lun = Lun::from_number(9);
+        let not_supported = Sense::new(SenseKey::IllegalRequest, 0x25, 0x00);
+        for entry in commands() {
+            let refusal = refused(&plain(entry), &world);
+            let expected = (!matches!(entry.operation_code, 0x03 | 0x12 | 0xA0)).then_some(not_supported);
+            assert_eq!(refusal, expected, "{}", entry.name);
+        }
+        assert_eq!(refused(&[0xC1, 0, 0, 0, 0, 0], &world), Some(not_supported));
+        world.lun = Lun::REPORT_LUNS;
+        assert_eq!(refused(&[0; 6], &world), None);
+        assert_eq!(refused(&[0x28; 10], &world), Some(INVALID_OPERATION_CODE));
+    }
+
+    #[test]
+    fn states_and_write_protection() {
+        let set = |change: fn(&mut crate::UnitView)| {
+            let mut world = World::new();
+            change(world.unit.as_mut().expect("a unit"));
+            world
+        };
+        let (ready, read, write) = ([0; 6], [0x08, 0, 0, 0, 1, 0], [0x0A, 0, 0, 0, 1, 0]);
+        let check = |world: &World, cdb: &[u8], expected: Option<(SenseKey, u8, u8)>| {
+            let refusal = refused(cdb, world).map(|sense| (sense.key, sense.asc, sense.ascq));
+            assert_eq!(refusal, expected);
+        };
+        let stopped = set(|unit| unit.state = UnitState::Stopped);
+        check(&stopped, &ready, Some((SenseKey::NotReady, 0x04, 0x02)));
+        check(&stopped, &read, Some((SenseKey::NotReady, 0x04, 0x02)));
+        check(&stopped, &[0x1B, 0, 0, 0, 1, 0], None);
+        check(&stopped, &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], None);
+        let gone = set(|unit| unit.state = UnitState::MediumNotPresent);
+        check(&gone, &ready, Some((SenseKey::NotReady, 0x3A, 0x00)));
+        check(&gone, &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], Some((SenseKey::NotReady, 0x3A, 0x00)));
+        check(&gone, &[0x1B, 0, 0, 0, 1, 0], Some((SenseKey::NotReady, 0x3A, 0x00)));
+        let fenced = set(|unit| unit.state = UnitState::Fenced);
+        check(&fenced, &ready, Some((SenseKey::HardwareError, 0x44, 0x00)));
+        check(&fenced, &[0x12, 0, 0, 0, 36, 0], None);
+        for protect in
+            [set(|unit| unit.geometry.read_only = true), World { mapping_read_only: true, ..World::new() }]
+        {
+            check(&protect, &write, Some((SenseKey::DataProtect, 0x27, 0x00)));
+            check(&protect, &read, None);
+        }
+        let software = set(|unit| unit.mode.software_write_protect = true);
+        check(&software, &write, Some((SenseKey::DataProtect, 0x27, 0x02)));
+        check(&software, &read, None);
+    }
+
+    #[test]
+    fn without_discard_there_is_no_unmap() {
+        let mut world = World::new();
+        let unmap = [0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0];
+        let write_same = [0x41, 0x08, 0, 0, 0, 0, 0, 0, 1, 0];
+        assert_eq!(refused(&unmap, &world), None);
+        assert_eq!(refused(&write_same, &world), None);
+        if let Some(unit) = world.unit.as_mut() {
+            unit.geometry.provisioning.discard = false;
+        }
+        assert_eq!(refused(&unmap, &world), Some(INVALID_OPERATION_CODE));
+        assert_eq!(refused(&write_same, &world), Some(Sense::invalid_field_in_cdb(1, Some(3))));
+    }
+
+    #[test]
+    fn a_short_cdb_is_refused() {
+        let world = World::new();
+        assert_eq!(refused(&[0x28, 0, 0, 0, 0, 0], &world), Some(Sense::invalid_field_in_cdb(6, None)));
+        assert_eq!(refused(&[], &world), Some(Sense::invalid_field_in_cdb(0, None)));
+    }
+
+    #[test]
+    fn commands_document_is_up_to_date() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/commands.md");
+        if std::env::var_os("POLLUX_REGENERATE").is_some() {
+            std::fs::write(path, markdown()).expect("docs/commands.md can be written");
+        }
+        let document = std::fs::read_to_string(path).expect("docs/commands.md is there");
+        assert!(document == markdown(), "run with POLLUX_REGENERATE=1 to write docs/commands.md anew");
+    }
 }

@@ -1,5 +1,6 @@
 /// What a command that passed all checks wants done. `command_table` makes a plan of a CDB; the task executor
-/// carries it out in bursts. Ranges are already checked against the capacity.
+/// carries it out in bursts. Ranges are already checked against the capacity; `blocks` may be 0 unless said
+/// otherwise, which is no error and moves nothing (SBC-4 §5.16).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plan {
     /// Nothing to move: ends with this status.
@@ -85,7 +86,7 @@ pub enum Plan {
     WriteSame {
         /// First block.
         lba: u64,
-        /// Blocks.
+        /// Blocks, at least 1: a NUMBER OF LOGICAL BLOCKS of 0 was made the rest of the medium.
         blocks: u64,
         /// UNMAP bit: deallocating is as good when the result reads the same.
         unmap: bool,

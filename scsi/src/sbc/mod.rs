@@ -292,3 +292,123 @@ pub(crate) fn read_defect_data_12(cdb: &Cdb, _: &Environment<'_>) -> Result<Plan
     let kind = ParameterIn::DefectData { long: true, request };
     Ok(Plan::ParameterIn { kind, allocation_length: cdb.u32_at(6) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{fuzz::World, lookup};
+
+    fn plan(cdb: &[u8], world: &World) -> Result<Plan, Sense> {
+        let (cdb, environment) = (Cdb::new(cdb), world.environment());
+        lookup(&cdb, &environment).and_then(|entry| entry.plan(&cdb, &environment))
+    }
+
+    fn sixteen(code: u8, flags: u8, lba: u64, blocks: u32) -> [u8; 16] {
+        let mut cdb = [0; 16];
+        cdb[..2].copy_from_slice(&[code, flags]);
+        cdb[2..10].copy_from_slice(&lba.to_be_bytes());
+        cdb[10..14].copy_from_slice(&blocks.to_be_bytes());
+        cdb
+    }
+
+    /// Operation codes of the 16-byte commands with an LBA in byte 2 and a length in byte 10.
+    const RANGES: [u8; 9] = [0x88, 0x8A, 0x8B, 0x8E, 0x8F, 0x90, 0x91, 0x93, 0x88];
+
+    #[test]
+    fn nothing_beyond_the_last_block() {
+        let world = World::new();
+        for code in RANGES {
+            for (lba, blocks) in
+                [(2049, 0), (2048, 1), (2047, 2), (0, 2049), (1 << 63, 1), (u64::MAX, 1), (u64::MAX, 0)]
+            {
+                assert_eq!(
+                    plan(&sixteen(code, 0, lba, blocks), &world),
+                    Err(LBA_OUT_OF_RANGE),
+                    "{code:02x}h {lba}"
+                );
+            }
+            for (lba, blocks) in [(0, 1), (2047, 1), (0, 2048), (2047, 0)] {
+                assert!(plan(&sixteen(code, 0, lba, blocks), &world).is_ok(), "{code:02x}h {lba}+{blocks}");
+            }
+        }
+    }
+
+    #[test]
+    fn lengths_of_six_byte_commands() {
+        let world = World::new();
+        assert_eq!(
+            plan(&[0x08, 0x00, 0x01, 0x02, 0, 0], &world),
+            Ok(Plan::Read { lba: 0x102, blocks: 256, fua: false })
+        );
+        assert_eq!(plan(&[0x0A, 0x1F, 0xFF, 0xFF, 1, 0], &world), Err(LBA_OUT_OF_RANGE));
+    }
+
+    #[test]
+    fn longer_than_the_block_limits_page_allows() {
+        let mut world = World::new();
+        if let Some(unit) = world.unit.as_mut() {
+            unit.geometry.blocks = 1 << 30;
+        }
+        let most = TRANSFER_BYTES_MAX / 512;
+        assert!(plan(&sixteen(0x88, 0, 0, most), &world).is_ok());
+        assert_eq!(plan(&sixteen(0x88, 0, 0, most + 1), &world), Err(Sense::invalid_field_in_cdb(10, None)));
+        // VERIFY without data has no such limit.
+        assert!(plan(&sixteen(0x8F, 0, 0, most + 1), &world).is_ok());
+        assert!(plan(&sixteen(0x8F, 2, 0, most + 1), &world).is_err());
+    }
+
+    #[test]
+    fn compare_and_write_is_one_burst() {
+        let mut world = World::new();
+        let mut cdb = sixteen(0x89, 0x08, 5, 0);
+        cdb[13] = 255;
+        let expected = Plan::CompareAndWrite { lba: 5, blocks: 255, fua: true };
+        assert_eq!(plan(&cdb, &world), Ok(expected));
+        assert_eq!(expected.data_lengths(&world.environment()), (0, 2 * 255 * 512));
+        world.limits.burst_length_bytes = 64 * 1024;
+        assert_eq!(plan(&cdb, &world), Err(Sense::invalid_field_in_cdb(13, None)));
+        cdb[13] = 64;
+        let planned = plan(&cdb, &world).expect("64 blocks are half of a burst");
+        let (environment, command) = (world.environment(), Cdb::new(&cdb));
+        assert_eq!(planned.check_data_out(&environment, &command, Some(64 * 1024)), Ok(()));
+        assert_eq!(planned.check_data_out(&environment, &command, None), Ok(()));
+        let refused = Err(Sense::invalid_field_in_cdb(13, None));
+        assert_eq!(planned.check_data_out(&environment, &command, Some(32 * 1024)), refused);
+    }
+
+    #[test]
+    fn byte_checks_of_verify() {
+        let world = World::new();
+        let verify = |flags| plan(&sixteen(0x8F, flags, 0, 4), &world);
+        assert_eq!(verify(0), Ok(Plan::VerifyMedium { lba: 0, blocks: 4 }));
+        assert_eq!(verify(2), Ok(Plan::VerifyCompare { lba: 0, blocks: 4, one_block: false }));
+        assert_eq!(verify(4), Err(Sense::invalid_field_in_cdb(1, Some(2))));
+        assert_eq!(verify(6), Ok(Plan::VerifyCompare { lba: 0, blocks: 4, one_block: true }));
+        let environment = world.environment();
+        assert_eq!(verify(6).map(|plan| plan.data_lengths(&environment)), Ok((0, 512)));
+        assert_eq!(verify(2).map(|plan| plan.data_lengths(&environment)), Ok((0, 2048)));
+    }
+
+    #[test]
+    fn write_same_to_the_end() {
+        let world = World::new();
+        let expected = Plan::WriteSame { lba: 2000, blocks: 48, unmap: true, no_data_out: true };
+        assert_eq!(plan(&sixteen(0x93, 0x09, 2000, 0), &world), Ok(expected));
+        assert_eq!(expected.data_lengths(&world.environment()), (0, 0));
+        assert_eq!(plan(&sixteen(0x93, 0, 2048, 0), &world), Err(LBA_OUT_OF_RANGE));
+        assert_eq!(plan(&sixteen(0x93, 0x10, 0, 1), &world), Err(Sense::invalid_field_in_cdb(1, Some(4))));
+    }
+
+    #[test]
+    fn nothing_to_eject() {
+        let mut world = World::new();
+        let command = |bits| [0x1B, 1, 0, 0, bits, 0];
+        let stop = Plan::Change(UnitChange::StartStop { start: false, load_eject: false });
+        assert_eq!(plan(&command(0), &world), Ok(stop));
+        assert_eq!(plan(&command(2), &world), Err(Sense::invalid_field_in_cdb(4, Some(1))));
+        if let Some(unit) = world.unit.as_mut() {
+            unit.removal_prevented = true;
+        }
+        assert_eq!(plan(&command(2), &world), Err(REMOVAL_PREVENTED));
+    }
+}

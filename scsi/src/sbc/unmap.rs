@@ -112,3 +112,68 @@ pub fn lba_status_descriptor(index: u32, lba: u64, extent: Extent, out: &mut [u8
     }
     blocks
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuzz::World;
+
+    fn list(descriptors: &[(u64, u32)]) -> Vec<u8> {
+        let length = (descriptors.len() * DESCRIPTOR) as u16;
+        let mut list = vec![0; HEADER];
+        list[..2].copy_from_slice(&(length + 6).to_be_bytes());
+        list[2..4].copy_from_slice(&length.to_be_bytes());
+        for (lba, blocks) in descriptors {
+            list.extend(lba.to_be_bytes());
+            list.extend(blocks.to_be_bytes());
+            list.extend([0; 4]);
+        }
+        list
+    }
+
+    #[test]
+    fn descriptors_are_read_and_checked() {
+        let mut world = World::new();
+        let good = list(&[(0, 1), (2047, 1), (2048, 0)]);
+        assert_eq!(unmap_check(&good, &world.environment()), Ok(()));
+        assert_eq!(unmap_descriptor(&good, 1, &world.environment()), Some(Ok((2047, 1))));
+        assert_eq!(unmap_descriptor(&good, 3, &world.environment()), None);
+        let beyond = unmap_check(&list(&[(0, 1), (2047, 2)]), &world.environment());
+        assert_eq!(beyond.map_err(|sense| sense.asc), Err(0x21));
+        let many = unmap_check(&list(&[(0, 0); 257]), &world.environment());
+        assert_eq!(many, Err(Sense::invalid_field_in_parameter_list(2, None)));
+        assert_eq!(unmap_check(&list(&[(0, 0); 256]), &world.environment()), Ok(()));
+        if let Some(unit) = world.unit.as_mut() {
+            unit.geometry.provisioning.discard_blocks_max = 10;
+        }
+        let total = unmap_check(&list(&[(0, 6), (100, 5)]), &world.environment());
+        assert_eq!(total, Err(Sense::invalid_field_in_parameter_list(32, None)));
+    }
+
+    #[test]
+    fn truncated_lists() {
+        let world = World::new();
+        let whole = list(&[(0, 1), (8, 1)]);
+        for length in 0..whole.len() {
+            let expected = if length == 0 { Ok(()) } else { Err(LENGTH_ERROR) };
+            assert_eq!(unmap_check(&whole[..length], &world.environment()), expected);
+        }
+        // An incomplete last descriptor is ignored.
+        let mut odd = list(&[(0, 1)]);
+        odd[3] += 8;
+        odd.extend([0xFF; 8]);
+        assert_eq!(unmap_count(&odd), 1);
+        assert_eq!(unmap_check(&odd, &world.environment()), Ok(()));
+    }
+
+    #[test]
+    fn lba_status_layout() {
+        let mut out = vec![0xEE; lba_status_length(2)];
+        lba_status_header(2, &mut out);
+        let extent = Extent { state: ExtentState::Deallocated, blocks: u64::MAX };
+        assert_eq!(lba_status_descriptor(1, 7, extent, &mut out), u32::MAX);
+        assert_eq!(&out[..8], &[0, 0, 0, 36, 0, 0, 0, 0]);
+        assert_eq!(&out[24..], &[0, 0, 0, 0, 0, 0, 0, 7, 0xFF, 0xFF, 0xFF, 0xFF, 1, 0, 0, 0]);
+        lba_status_descriptor(1, 7, extent, &mut out[..26]);
+    }
+}

@@ -4,7 +4,7 @@ use wire::scsi::{Lun, SENSE_LENGTH_MAX};
 
 use crate::{Environment, UnitView, sbc};
 
-/// Version descriptors (SPC-5 table 149 of the r22 numbering): SAM-5, SPC-4, SBC-3.
+/// Version descriptors (SPC-5 §6.7.2): SAM-5, SPC-4, SBC-3.
 const VERSIONS: [u16; 3] = [0x00A0, 0x0460, 0x04C0];
 /// The version descriptor of iSCSI, for ports with protocol identifier 5h.
 const VERSION_ISCSI: u16 = 0x0960;
@@ -137,7 +137,110 @@ fn block_limits(unit: &UnitView, environment: &Environment<'_>) -> BlockLimits {
         limits.unmap_blocks_max = sbc::unmap_blocks_max(unit);
         limits.unmap_descriptors_max = sbc::UNMAP_DESCRIPTORS_MAX;
         limits.unmap_granularity_blocks = provisioning.granularity_blocks.max(1);
-        limits.unmap_alignment = Some(u32::from(geometry.lowest_aligned_block));
     }
     limits
+}
+
+#[cfg(test)]
+mod tests {
+    use wire::scsi::{Cdb, Lun, Sense};
+
+    use crate::fuzz::World;
+    use crate::{Plan, lookup};
+
+    /// INQUIRY data, as long as the allocation length lets it be.
+    fn inquiry(vital: bool, page: u8, allocation_length: u16, world: &World) -> Result<Vec<u8>, Sense> {
+        let [high, low] = allocation_length.to_be_bytes();
+        let cdb = Cdb::new(&[0x12, u8::from(vital), page, high, low, 0]);
+        let environment = world.environment();
+        let plan = lookup(&cdb, &environment)?.plan(&cdb, &environment)?;
+        let (length, _) = plan.data_lengths(&environment);
+        let Plan::ParameterIn { kind, .. } = plan else { panic!("{plan:?}") };
+        let mut data = vec![0xEE; length as usize];
+        kind.render(&environment, &mut data);
+        Ok(data)
+    }
+
+    #[test]
+    fn every_supported_page_is_there_and_no_other() {
+        let mut world = World::new();
+        for unit in [world.unit.take(), None] {
+            world.unit = unit;
+            let supported = inquiry(true, 0x00, 255, &world).expect("page 00h");
+            let pages = &supported[4..];
+            assert!(pages.is_sorted());
+            assert_eq!(usize::from(supported[3]), pages.len());
+            for page in 0..=255 {
+                let data = inquiry(true, page, 4096, &world);
+                assert_eq!(data.is_ok(), pages.contains(&page), "page {page:02x}h");
+                match data {
+                    Ok(data) => {
+                        assert_eq!(data[0], if world.unit.is_some() { 0x00 } else { 0x7F });
+                        assert_eq!(data[1], page);
+                        assert_eq!(usize::from(u16::from_be_bytes([data[2], data[3]])) + 4, data.len());
+                    }
+                    Err(sense) => assert_eq!(sense, Sense::invalid_field_in_cdb(2, None)),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn standard_data_is_truncated_to_the_byte() {
+        let world = World::new();
+        let whole = inquiry(false, 0, 260, &world).expect("standard data");
+        assert_eq!(whole.len(), 96);
+        assert_eq!(usize::from(whole[4]), whole.len() - 5);
+        assert_eq!(&whole[58..66], &[0x00, 0xA0, 0x09, 0x60, 0x04, 0x60, 0x04, 0xC0]);
+        for length in 0..96 {
+            assert_eq!(inquiry(false, 0, length, &world).as_deref(), Ok(&whole[..usize::from(length)]));
+        }
+        assert_eq!(inquiry(false, 1, 260, &world), Err(Sense::invalid_field_in_cdb(2, None)));
+    }
+
+    #[test]
+    fn what_a_lun_without_a_unit_says() {
+        let mut world = World::new();
+        world.unit = None;
+        world.lun = Lun::from_number(5);
+        assert_eq!(inquiry(false, 0, 260, &world).map(|data| data[0]), Ok(0x7F));
+        world.lun = Lun::REPORT_LUNS;
+        assert_eq!(inquiry(false, 0, 260, &world).map(|data| data[0]), Ok(0x1E));
+    }
+
+    #[test]
+    fn block_limits_are_those_that_are_enforced() {
+        let mut world = World::new();
+        let limits = inquiry(true, 0xB0, 255, &world).expect("page B0h");
+        assert_eq!(limits.len(), 64);
+        assert_eq!(limits[4..6], [0, 255]);
+        assert_eq!(limits[8..12], (64 * 1024 * 1024 / 512_u32).to_be_bytes());
+        assert_eq!(limits[20..28], [0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 1, 0]);
+        if let Some(unit) = world.unit.as_mut() {
+            unit.geometry.provisioning.discard = false;
+        }
+        let limits = inquiry(true, 0xB0, 255, &world).expect("page B0h");
+        assert_eq!(limits[20..36], [0; 16]);
+        assert_eq!(inquiry(true, 0xB2, 255, &world).map(|data| data[5]), Ok(0));
+    }
+
+    #[test]
+    fn the_device_and_its_port_are_named() {
+        let world = World::new();
+        let data = inquiry(true, 0x83, 4096, &world).expect("page 83h");
+        let mut rest = &data[4..];
+        let mut found = Vec::new();
+        while let [first, second, _, length, after @ ..] = rest {
+            let (body, next) = after.split_at(usize::from(*length));
+            found.push((*first, *second, body.to_vec()));
+            rest = next;
+        }
+        assert_eq!(found.len(), 6);
+        assert_eq!(found[0], (0x01, 0x03, vec![0x60; 16]));
+        assert_eq!(found[1], (0x02, 0x01, b"POLLUX  0123456789".to_vec()));
+        assert_eq!(found[3], (0x51, 0x94, vec![0, 0, 0, 1]));
+        assert!(found[4].2.starts_with(b"iqn.2026-01.test:target,t,0x0001\0"));
+        assert_eq!(found[5].1, 0xA8);
+        assert!(found[5].2.starts_with(b"iqn.2026-01.test:target\0"));
+    }
 }

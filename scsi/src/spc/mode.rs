@@ -273,3 +273,205 @@ fn select_page(
     }
     Ok((length, values_of(code, subpage, new, values)))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use wire::scsi::Cdb;
+
+    use super::*;
+    use crate::fuzz::World;
+    use crate::{ParameterOut, Plan, lookup};
+
+    fn sense(cdb: &[u8], world: &World) -> Result<Vec<u8>, Sense> {
+        let (cdb, environment) = (Cdb::new(cdb), world.environment());
+        let plan = lookup(&cdb, &environment)?.plan(&cdb, &environment)?;
+        let (length, _) = plan.data_lengths(&environment);
+        let Plan::ParameterIn { kind, .. } = plan else { panic!("{plan:?}") };
+        let mut data = vec![0xEE; length as usize];
+        kind.render(&environment, &mut data);
+        Ok(data)
+    }
+
+    fn sense_6(page: u8, subpage: u8, world: &World) -> Result<Vec<u8>, Sense> {
+        sense(&[0x1A, 0x08, page, subpage, 255, 0], world)
+    }
+
+    fn select(long: bool, list: &[u8], world: &World) -> Result<Option<UnitChange>, Sense> {
+        ParameterOut::ModeSelect { long }.apply(&world.environment(), list)
+    }
+
+    /// A MODE SELECT(6) list of one page of MODE SENSE(6) data.
+    fn list_of(page: u8, world: &World) -> Vec<u8> {
+        let mut list = sense_6(page, 0, world).expect("a known page");
+        list[..4].fill(0);
+        list
+    }
+
+    #[test]
+    fn all_pages_in_order_and_their_lengths() {
+        let world = World::new();
+        let data = sense_6(0x3F, 0xFF, &world).expect("all pages");
+        assert_eq!(usize::from(data[0]), data.len() - 1);
+        assert_eq!(data[2..4], [0x10, 0]);
+        let (mut rest, mut codes) = (&data[4..], Vec::new());
+        while let [code, ..] = rest {
+            let length = if code & 0x40 == 0 { 2 + usize::from(rest[1]) } else { 4 + usize::from(rest[3]) };
+            codes.push((code & 0x3F, if code & 0x40 == 0 { 0 } else { rest[1] }));
+            rest = &rest[length..];
+        }
+        assert_eq!(codes, PAGES);
+        let without_subpages = sense_6(0x3F, 0, &world).expect("all pages");
+        assert_eq!(without_subpages.len(), data.len() - 32);
+    }
+
+    #[test]
+    fn headers_of_both_commands() {
+        let mut world = World::new();
+        let short = sense(&[0x1A, 0, 0x08, 0, 255, 0], &world).expect("caching page");
+        assert_eq!(short[..12], [31, 0, 0x10, 8, 0, 0, 8, 0, 0, 0, 2, 0]);
+        assert_eq!(short[12..15], [0x08, 0x12, 0x04]);
+        let long = sense(&[0x5A, 0x10, 0x08, 0, 0, 0, 0, 1, 0, 0], &world).expect("caching page");
+        assert_eq!(long[..8], [0, 42, 0, 0x10, 1, 0, 0, 16]);
+        assert_eq!(long[8..24], [0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 2, 0]);
+        assert_eq!(sense(&[0x1A, 0, 0x3F, 0, 4, 0], &world).map(|data| data.len()), Ok(4));
+        world.mapping_read_only = true;
+        assert_eq!(sense_6(0x08, 0, &world).map(|data| data[2]), Ok(0x90));
+    }
+
+    #[test]
+    fn what_is_not_there_is_refused() {
+        let world = World::new();
+        let saved = Sense::new(SenseKey::IllegalRequest, 0x39, 0x00);
+        assert_eq!(sense_6(0xC8, 0, &world), Err(saved));
+        assert_eq!(sense_6(0x02, 0, &world), Err(Sense::invalid_field_in_cdb(2, Some(5))));
+        assert_eq!(sense_6(0x08, 1, &world), Err(Sense::invalid_field_in_cdb(3, None)));
+        assert_eq!(sense_6(0x3F, 1, &world), Err(Sense::invalid_field_in_cdb(3, None)));
+    }
+
+    #[test]
+    fn the_changeable_bits_and_only_those_change() {
+        let world = World::new();
+        for code in [0x01, 0x08, 0x0A, 0x1C] {
+            let mask = sense_6(0x40 | code, 0, &world).expect("changeable values");
+            let list = list_of(code, &world);
+            assert_eq!(select(false, &list, &world), Ok(None));
+            for byte in 6..list.len() {
+                for bit in 0..8 {
+                    let mut list = list.clone();
+                    list[byte] ^= 1 << bit;
+                    let result = select(false, &list, &world);
+                    if mask[byte] & (1 << bit) != 0 {
+                        assert!(
+                            matches!(result, Ok(Some(UnitChange::ModePages(_)))),
+                            "{code:02x}h {byte}.{bit}"
+                        );
+                    } else {
+                        assert_eq!(result, Err(invalid(byte, Some(bit))), "{code:02x}h {byte}.{bit}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_change_reads_back() {
+        let mut world = World::new();
+        let mut list = list_of(0x0A, &world);
+        list[6] |= 0x04;
+        list[8] |= 0x08;
+        list[9] |= 0x40;
+        list.extend([0x08, 0x12]);
+        list.extend([0; 18]);
+        let expected = ModePages {
+            write_cache_enabled: false,
+            descriptor_sense: true,
+            software_write_protect: true,
+            task_aborted_status: true,
+        };
+        assert_eq!(select(false, &list, &world), Ok(Some(UnitChange::ModePages(expected))));
+        if let Some(unit) = world.unit.as_mut() {
+            unit.mode = expected;
+        }
+        let data = sense_6(0x0A, 0, &world).expect("control page");
+        assert_eq!(data[2], 0x90);
+        assert_eq!(data[4..10], [0x0A, 0x0A, 0x06, 0, 0x08, 0x40]);
+        // Default values stay what they were.
+        assert_eq!(sense_6(0x8A, 0, &world).map(|data| data[6]), Ok(0x02));
+    }
+
+    #[test]
+    fn without_a_cache_there_is_no_write_cache_bit() {
+        let mut world = World::new();
+        if let Some(unit) = world.unit.as_mut() {
+            unit.geometry.write_cache = false;
+        }
+        for control in [0x00, 0x40, 0x80] {
+            assert_eq!(sense_6(control | 0x08, 0, &world).map(|data| data[6]), Ok(0));
+        }
+        let mut list = list_of(0x08, &world);
+        list[6] = 0x04;
+        assert_eq!(select(false, &list, &world), Err(invalid(6, Some(2))));
+    }
+
+    #[test]
+    fn truncated_lists_change_nothing() {
+        let world = World::new();
+        let mut list = list_of(0x0A, &world);
+        list[6] |= 0x04;
+        for length in 1..list.len() {
+            let expected = if length == 4 { Ok(None) } else { Err(LENGTH_ERROR) };
+            assert_eq!(select(false, &list[..length], &world), expected, "{length} bytes");
+        }
+        assert_eq!(select(false, &[], &world), Ok(None));
+        let mut wrong_length = list.clone();
+        wrong_length[5] = 0x0B;
+        assert_eq!(select(false, &wrong_length, &world), Err(invalid(5, None)));
+    }
+
+    #[test]
+    fn block_descriptors_may_only_repeat_the_geometry() {
+        let world = World::new();
+        let list = |blocks: u32, size: u32| {
+            let mut list = vec![0, 0, 0, 8];
+            list.extend(blocks.to_be_bytes());
+            list.extend(size.to_be_bytes());
+            list
+        };
+        for blocks in [0, 2048, u32::MAX] {
+            assert_eq!(select(false, &list(blocks, 512), &world), Ok(None));
+        }
+        assert_eq!(select(false, &list(1024, 512), &world), Err(invalid(4, None)));
+        assert_eq!(select(false, &list(0, 4096), &world), Err(invalid(9, None)));
+        assert_eq!(select(false, &[0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 2], &world), Err(invalid(3, None)));
+        assert_eq!(select(false, &[0, 1, 0, 0], &world), Err(invalid(1, None)));
+        let mut long = vec![0, 0, 0, 0, 1, 0, 0, 16];
+        long.extend(2048_u64.to_be_bytes());
+        long.extend([0, 0, 0, 0, 0, 0, 2, 0]);
+        assert_eq!(select(true, &long, &world), Ok(None));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(5_000))]
+
+        #[test]
+        fn arbitrary_lists_do_not_panic(
+            long: bool,
+            code in prop_oneof![Just(0x01_u8), Just(0x08), Just(0x0A), Just(0x1C), Just(0x4A), any::<u8>()],
+            length in prop_oneof![Just(0x0A_u8), Just(0x12), Just(0x01), any::<u8>()],
+            header in prop_oneof![Just([0; 4]), any::<[u8; 4]>()],
+            body in proptest::collection::vec(any::<u8>(), 0..64),
+        ) {
+            let world = World::new();
+            let mut list = header.to_vec();
+            if long {
+                list.extend([0; 4]);
+            }
+            list.extend([code, length]);
+            list.extend(body);
+            for end in 0..=list.len() {
+                let _ = select(long, &list[..end], &world);
+            }
+        }
+    }
+}

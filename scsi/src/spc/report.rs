@@ -118,3 +118,149 @@ pub(crate) fn log_data(subpage: u8, out: &mut [u8]) -> usize {
     }
     writer.length()
 }
+
+#[cfg(test)]
+mod tests {
+    use wire::scsi::Cdb;
+
+    use super::*;
+    use crate::fuzz::World;
+    use crate::{LogicalUnitId, LunMapping, Plan, lookup};
+
+    fn data_in(cdb: &[u8], world: &World) -> Result<Vec<u8>, Sense> {
+        let (cdb, environment) = (Cdb::new(cdb), world.environment());
+        let plan = lookup(&cdb, &environment)?.plan(&cdb, &environment)?;
+        let (length, _) = plan.data_lengths(&environment);
+        let Plan::ParameterIn { kind, .. } = plan else { panic!("{plan:?}") };
+        let mut data = vec![0xEE; length as usize];
+        kind.render(&environment, &mut data);
+        Ok(data)
+    }
+
+    fn operation_codes(option: u8, code: u8, action: u16, world: &World) -> Result<Vec<u8>, Sense> {
+        let [high, low] = action.to_be_bytes();
+        data_in(&[0xA3, 0x0C, option, code, high, low, 0, 0, 0xFF, 0xFF, 0, 0], world)
+    }
+
+    #[test]
+    fn the_list_is_the_table() {
+        let mut world = World::new();
+        for (discard, timeouts) in [(true, false), (true, true), (false, false), (false, true)] {
+            if let Some(unit) = world.unit.as_mut() {
+                unit.geometry.provisioning.discard = discard;
+            }
+            let data = operation_codes(if timeouts { 0x80 } else { 0 }, 0, 0, &world).expect("a list");
+            assert_eq!(u32::from_be_bytes([data[0], data[1], data[2], data[3]]) as usize, data.len() - 4);
+            let descriptors: Vec<_> = data[4..].chunks(if timeouts { 20 } else { 8 }).collect();
+            let expected: Vec<_> =
+                commands().iter().filter(|entry| discard || entry.operation_code != 0x42).collect();
+            assert_eq!(descriptors.len(), expected.len());
+            for (descriptor, entry) in descriptors.iter().zip(expected) {
+                let [high, low] = entry.service_action.unwrap_or(0).to_be_bytes();
+                let flags = u8::from(entry.service_action.is_some()) | u8::from(timeouts) << 1;
+                assert_eq!(
+                    descriptor[..8],
+                    [entry.operation_code, 0, high, low, 0, flags, 0, entry.cdb_length]
+                );
+                if timeouts {
+                    assert_eq!(descriptor[8..10], [0, 0x0A]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_command_says_what_the_table_says() {
+        let world = World::new();
+        let wrong_option = Err(Sense::invalid_field_in_cdb(2, Some(2)));
+        for entry in commands() {
+            let action = entry.service_action.unwrap_or(0);
+            let (fits, fits_not) = if entry.service_action.is_some() { (2, 1) } else { (1, 2) };
+            assert_eq!(operation_codes(fits_not, entry.operation_code, action, &world), wrong_option);
+            for option in [fits, 3] {
+                let data = operation_codes(option, entry.operation_code, action, &world).expect("an answer");
+                assert_eq!(data[..4], [0, 3, 0, entry.cdb_length]);
+                assert_eq!(&data[4..], entry.usage);
+            }
+            let timed =
+                operation_codes(0x80 | fits, entry.operation_code, action, &world).expect("an answer");
+            assert_eq!(timed.len(), 4 + entry.usage.len() + 12);
+            assert_eq!(timed[1], 0x83);
+        }
+        for unknown in [0x5E, 0x5F, 0x83, 0x9C, 0x16, 0x17, 0x48, 0xFF] {
+            assert_eq!(operation_codes(1, unknown, 0, &world), Ok(vec![0, 1, 0, 0]));
+            assert_eq!(operation_codes(3, unknown, 0, &world), Ok(vec![0, 1, 0, 0]));
+        }
+        assert_eq!(operation_codes(2, 0x9E, 0x1F, &world), Ok(vec![0, 1, 0, 0]));
+        assert_eq!(operation_codes(3, 0x28, 1, &world), Ok(vec![0, 1, 0, 0]));
+        assert_eq!(operation_codes(4, 0x28, 0, &world), wrong_option);
+    }
+
+    #[test]
+    fn without_discard_usage_data_lacks_the_unmap_bit() {
+        let mut world = World::new();
+        if let Some(unit) = world.unit.as_mut() {
+            unit.geometry.provisioning.discard = false;
+        }
+        assert_eq!(operation_codes(1, 0x93, 0, &world).map(|data| data[5]), Ok(0x01));
+        assert_eq!(operation_codes(1, 0x42, 0, &world), Ok(vec![0, 1, 0, 0]));
+    }
+
+    #[test]
+    fn luns_of_each_selection() {
+        let mut world = World::new();
+        let mapping = LunMapping { lun: Lun::from_number(300), unit: LogicalUnitId(1), read_only: false };
+        world.luns.mappings.push(mapping);
+        let luns = |select: u8| {
+            let data = data_in(&[0xA0, 0, select, 0, 0, 0, 0, 0, 1, 0, 0, 0], &world)?;
+            assert_eq!(u32::from_be_bytes([data[0], data[1], data[2], data[3]]) as usize, data.len() - 8);
+            Ok(data[8..].chunks(8).map(|lun| (lun[0], lun[1])).collect::<Vec<_>>())
+        };
+        let (zero, large, well_known) = ((0, 0), (0x41, 0x2C), (0xC1, 0x01));
+        assert_eq!(luns(0), Ok(vec![zero, large]));
+        assert_eq!(luns(1), Ok(vec![well_known]));
+        assert_eq!(luns(2), Ok(vec![well_known, zero, large]));
+        assert_eq!(luns(0x10), Ok(vec![]));
+        assert_eq!(luns(0x11), Ok(vec![zero, large]));
+        assert_eq!(luns(0x12), Ok(vec![]));
+        assert_eq!(luns(3), Err(Sense::invalid_field_in_cdb(2, None)));
+    }
+
+    #[test]
+    fn request_sense_tells_the_unit_attention_or_the_state() {
+        let mut world = World::new();
+        let ask = |descriptor: u8, world: &World| {
+            let data = data_in(&[0x03, descriptor, 0, 0, 252, 0], world).expect("sense data");
+            assert_eq!(data[0], if descriptor == 0 { 0x70 } else { 0x72 });
+            Sense::parse(&data).expect("sense data")
+        };
+        assert_eq!(ask(0, &world), Sense::new(SenseKey::NoSense, 0, 0));
+        let attention = Sense::new(SenseKey::UnitAttention, 0x29, 0x00);
+        world.pending_sense = Some(attention);
+        assert_eq!(ask(0, &world), attention);
+        assert_eq!(ask(1, &world), attention);
+        world.pending_sense = None;
+        if let Some(unit) = world.unit.as_mut() {
+            unit.state = UnitState::Stopped;
+        }
+        assert_eq!(ask(1, &world), Sense::new(SenseKey::NotReady, 0x04, 0x02));
+        world.unit = None;
+        world.lun = Lun::from_number(1);
+        assert_eq!(ask(0, &world), Sense::new(SenseKey::IllegalRequest, 0x25, 0x00));
+    }
+
+    #[test]
+    fn task_management_functions_and_log_pages() {
+        let world = World::new();
+        let functions = |extended: u8| data_in(&[0xA3, 0x0D, extended, 0, 0, 0, 0, 0, 1, 0, 0, 0], &world);
+        assert_eq!(functions(0), Ok(vec![0xDE, 0x07, 0, 0]));
+        let mut extended = vec![0xDE, 0x07, 0, 0x0C];
+        extended.resize(16, 0);
+        assert_eq!(functions(0x80), Ok(extended));
+        let log = |page: u8, subpage: u8| data_in(&[0x4D, 0, page, subpage, 0, 0, 0, 1, 0, 0], &world);
+        assert_eq!(log(0x40, 0), Ok(vec![0, 0, 0, 1, 0]));
+        assert_eq!(log(0x40, 0xFF), Ok(vec![0x40, 0xFF, 0, 4, 0, 0, 0, 0xFF]));
+        assert_eq!(log(0x4D, 0), Err(Sense::invalid_field_in_cdb(2, Some(5))));
+        assert_eq!(log(0x40, 1), Err(Sense::invalid_field_in_cdb(3, None)));
+    }
+}
