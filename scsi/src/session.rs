@@ -67,7 +67,9 @@ impl Target {
 
     /// A nexus that goes prevents nothing any more (SPC-5 §6.15).
     fn forget_prevention(&mut self, unit: LogicalUnitId, nexus: NexusId) {
-        let Some(home) = self.unit(unit).filter(|unit| unit.view.removal_prevented).map(|unit| unit.home_core) else {
+        let Some(home) =
+            self.unit(unit).filter(|unit| unit.view.removal_prevented).map(|unit| unit.home_core)
+        else {
             return;
         };
         let ticket = self.ticket(TicketHolder::Nobody);
@@ -206,7 +208,9 @@ impl Target {
                 continue;
             }
             let luns = Arc::clone(&nexus.luns);
-            for (position, mapping) in luns.mappings.iter().enumerate().filter(|(_, mapping)| mapping.unit == unit) {
+            for (position, mapping) in
+                luns.mappings.iter().enumerate().filter(|(_, mapping)| mapping.unit == unit)
+            {
                 if nexus.establish(position, attention, capacity) && is_event {
                     let (token, lun, sense) = (nexus.token, mapping.lun, attention.sense());
                     self.effects.push_back(Effect::AsynchronousEvent { token, lun, sense });

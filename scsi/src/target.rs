@@ -22,8 +22,8 @@ use crate::task::{
 use crate::task_management::Function;
 use crate::task_set::Turn;
 use crate::{
-    CommandReceived, CommandStatus, Effect, Environment, ExchangeId, LogicalUnitId, LunMap, NexusId, NexusToken, Plan,
-    PortEvent, TargetDeviceId, TaskId, TaskTag, UnitState,
+    CommandReceived, CommandStatus, Effect, Environment, ExchangeId, LogicalUnitId, LunMap, NexusId,
+    NexusToken, PortEvent, TargetDeviceId, TaskId, TaskTag, UnitState,
 };
 
 /// Whom a ticket was taken for.
@@ -189,13 +189,17 @@ impl Target {
         self.now = now;
         match event {
             PortEvent::CommandReceived(received) => self.command_received(received),
-            PortEvent::DataOutReceived { task, offset, data } => self.data_out_received(task, offset, Ok(data)),
+            PortEvent::DataOutReceived { task, offset, data } => {
+                self.data_out_received(task, offset, Ok(data))
+            }
             PortEvent::DataOutFailed { task, offset, asc, ascq } => {
                 let sense = Sense::new(SenseKey::AbortedCommand, asc, ascq);
                 self.data_out_received(task, offset, Err(sense));
             }
             PortEvent::DataInDelivered { task, offset } => self.data_in_delivered(task, offset),
-            PortEvent::Delivered { task } | PortEvent::DataTransferTerminated { task } => self.port_forgot(task),
+            PortEvent::Delivered { task } | PortEvent::DataTransferTerminated { task } => {
+                self.port_forgot(task)
+            }
             PortEvent::TaskManagementRequested(request) => self.task_management_requested(&request),
             PortEvent::NexusRequested { token, identity } => self.nexus_requested(token, identity),
             PortEvent::NexusLost { token } => self.nexus_lost(token),
@@ -219,7 +223,12 @@ impl Target {
     }
 
     /// The conductor tried to open this core's channel to `unit`.
-    pub fn handle_channel_opened(&mut self, now: Instant, unit: LogicalUnitId, result: Result<(), bdev::BlockError>) {
+    pub fn handle_channel_opened(
+        &mut self,
+        now: Instant,
+        unit: LogicalUnitId,
+        result: Result<(), bdev::BlockError>,
+    ) {
         self.now = now;
         self.channel_opened(unit, result);
         self.run();
@@ -389,9 +398,10 @@ impl Target {
         let is_full = self.tasks.len() >= self.limits.tasks_max as usize
             || nexus_tasks >= self.limits.tasks_per_nexus_max;
         let closing = nexus.closing;
-        let mut task = Task::new(received, nexus.token);
+        let mut task = Task::new(received);
         if let Some(mapping) = find_lun(&nexus.luns, task.lun).and_then(|at| nexus.luns.mappings.get(at)) {
-            task.unit = Some(mapping.unit).filter(|unit| self.units.get(unit.0 as usize).is_some_and(Option::is_some));
+            task.unit = Some(mapping.unit)
+                .filter(|unit| self.units.get(unit.0 as usize).is_some_and(Option::is_some));
             task.read_only = mapping.read_only;
         }
         let environment = environment(&self.units, nexus, &self.limits, &task);

@@ -106,7 +106,15 @@ impl Target {
     }
 
     /// Submits burst `burst` of the task.
-    fn submit(&mut self, id: TaskId, burst: usize, op: BlockOp, lba: u64, blocks: u64, data: Option<DataBuf>) {
+    fn submit(
+        &mut self,
+        id: TaskId,
+        burst: usize,
+        op: BlockOp,
+        lba: u64,
+        blocks: u64,
+        data: Option<DataBuf>,
+    ) {
         let Some(task) = self.tasks.get_mut(id.0) else { return };
         let Some(unit) = task.unit else { return };
         task.device_ios += 1;
