@@ -14,8 +14,8 @@ use crate::task::Abort;
 use crate::task_management::Purpose;
 use crate::unit_attention::UnitAttention;
 use crate::{
-    ControlId, ControlOutcome, ControlRequest, DropReason, Effect, LogicalUnitId, LunMap, Target, TargetDeviceId,
-    TaskId, UnitIdentity, UnitState, UnitView,
+    ControlId, ControlOutcome, ControlRequest, DropReason, Effect, LogicalUnitId, LunMap, Target,
+    TargetDeviceId, TaskId, UnitIdentity, UnitState, UnitView,
 };
 
 impl Target {
@@ -72,7 +72,10 @@ impl Target {
             *place = Some(found);
         }
         let view = Arc::new(view);
-        self.broadcast(|| Message::UnitAdded { view: Arc::clone(&view), device: DeviceHandle(Arc::clone(&device)) });
+        self.broadcast(|| Message::UnitAdded {
+            view: Arc::clone(&view),
+            device: DeviceHandle(Arc::clone(&device)),
+        });
     }
 
     /// A new unit: this core opens its channel, and tells the nexuses whose maps have it already.
@@ -124,10 +127,10 @@ impl Target {
                 task.in_set = false;
             }
         }
-        if let Some(gone) = self.units.get_mut(unit.0 as usize).and_then(Option::take) {
-            if gone.channel == Channel::Open {
-                self.effects.push_back(Effect::CloseChannel { unit });
-            }
+        if let Some(gone) = self.units.get_mut(unit.0 as usize).and_then(Option::take)
+            && gone.channel == Channel::Open
+        {
+            self.effects.push_back(Effect::CloseChannel { unit });
         }
         self.start_orphans(&tasks);
         self.send(home, Message::UnitClosed { unit });
@@ -182,7 +185,9 @@ impl Target {
     pub(crate) fn removal_answered(&mut self, sequence: u64, id: ControlId, done: bool) -> bool {
         let Some(at) = self.removals.iter().position(|&(ticket, _)| ticket == sequence) else { return false };
         let (_, unit) = self.removals.swap_remove(at);
-        let Some(closing) = self.closing.iter_mut().find(|closing| closing.unit == unit && done) else { return false };
+        let Some(closing) = self.closing.iter_mut().find(|closing| closing.unit == unit && done) else {
+            return false;
+        };
         closing.answer = Some((id, ControlOutcome::Done));
         true
     }
@@ -206,7 +211,12 @@ impl Target {
 
     /// A target's LUNs are others now: tasks of LUNs that go are aborted, with TASK ABORTED, since nobody asked their
     /// initiators.
-    pub(crate) fn target_changed(&mut self, target: TargetDeviceId, map: Option<Arc<LunMap>>, control: ControlId) {
+    pub(crate) fn target_changed(
+        &mut self,
+        target: TargetDeviceId,
+        map: Option<Arc<LunMap>>,
+        control: ControlId,
+    ) {
         let nexuses = self.nexuses_of(target);
         let mut covered = Vec::new();
         let Some(map) = map else {
@@ -243,7 +253,9 @@ impl Target {
     }
 
     pub(crate) fn target_change_done(&mut self, control: ControlId, failed: bool) {
-        let Some(at) = self.target_changes.iter().position(|change| change.control == control) else { return };
+        let Some(at) = self.target_changes.iter().position(|change| change.control == control) else {
+            return;
+        };
         let Some(change) = self.target_changes.get_mut(at) else { return };
         change.failed |= failed;
         change.awaiting = change.awaiting.saturating_sub(1);
@@ -251,7 +263,9 @@ impl Target {
             return;
         }
         let outcome = if change.failed {
-            ControlOutcome::Failed("tasks of a LUN that went are still in the device; its unit is fenced".into())
+            ControlOutcome::Failed(
+                "tasks of a LUN that went are still in the device; its unit is fenced".into(),
+            )
         } else {
             ControlOutcome::Done
         };

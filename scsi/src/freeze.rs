@@ -25,7 +25,9 @@ impl Target {
             Message::ChangeRefused { ticket, .. } => {
                 self.ticket_answered(ticket, Err(LOGICAL_UNIT_NOT_SUPPORTED));
             }
-            Message::Freeze { unit, ticket, change, origin, home } => self.freeze(unit, ticket, change, origin, home),
+            Message::Freeze { unit, ticket, change, origin, home } => {
+                self.freeze(unit, ticket, change, origin, home)
+            }
             Message::Frozen { unit, ticket, failed } => self.frozen(unit, ticket, failed),
             Message::Granted { unit, ticket, home } => self.granted(unit, ticket, home),
             Message::Released { unit, ticket } => self.released(unit, ticket),
@@ -179,13 +181,14 @@ impl Target {
     /// Every core is frozen (and a lease is over): makes the change and goes on with the next.
     fn apply_and_thaw(&mut self, unit: LogicalUnitId, request: ChangeRequest, failed: bool) {
         let Some(home) = self.unit_mut(unit).and_then(|unit| unit.home.as_mut()) else { return };
+        let is_news = failed && home.truth.state != crate::UnitState::Fenced;
         home.apply(&request, failed);
         let view = Arc::new(home.truth.clone());
         let ChangeRequest { ticket, change, origin } = request;
         let next = home.next(change);
         let is_removed = change == Change::Remove && !failed;
         let abandoned = if is_removed { home.abandon() } else { Vec::new() };
-        if failed {
+        if is_news {
             self.effects.push_back(Effect::Notify(Notification::UnitFenced { unit }));
         }
         if is_removed {
@@ -244,7 +247,8 @@ impl Target {
             Change::Unit(UnitChange::ModePages(_)) => (UnitAttention::MODE_PARAMETERS_CHANGED, true),
             _ => return,
         };
-        let spared = origin.filter(|origin| spare_origin && origin.core == self.core).map(|origin| origin.nexus);
+        let spared =
+            origin.filter(|origin| spare_origin && origin.core == self.core).map(|origin| origin.nexus);
         let is_event = matches!(change, Change::Capacity | Change::Remove);
         self.attention_for_unit(unit, attention, spared, is_event);
     }
@@ -300,10 +304,10 @@ impl Target {
 
     /// Takes a newer view.
     fn install_view(&mut self, unit: LogicalUnitId, view: Arc<UnitView>) {
-        if let Some(found) = self.unit_mut(unit) {
-            if view.epoch > found.view.epoch {
-                found.view = view;
-            }
+        if let Some(found) = self.unit_mut(unit)
+            && view.epoch > found.view.epoch
+        {
+            found.view = view;
         }
     }
 

@@ -7,9 +7,12 @@
 pub mod command_table;
 mod control;
 mod effect;
+#[cfg(test)]
+mod engine_tests;
 mod event;
 mod executor;
 mod freeze;
+mod fuzz;
 mod home;
 mod ids;
 mod logical_unit;

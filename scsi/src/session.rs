@@ -67,7 +67,9 @@ impl Target {
 
     /// A nexus that goes prevents nothing any more (SPC-5 §6.15).
     fn forget_prevention(&mut self, unit: LogicalUnitId, nexus: NexusId) {
-        let Some(home) = self.unit(unit).filter(|unit| unit.view.removal_prevented).map(|unit| unit.home_core) else {
+        let Some(home) =
+            self.unit(unit).filter(|unit| unit.view.removal_prevented).map(|unit| unit.home_core)
+        else {
             return;
         };
         let ticket = self.ticket(TicketHolder::Nobody);
@@ -156,10 +158,10 @@ impl Target {
         let Some(&token) = self.claims.get(&claim) else { return };
         let Some(Session::Claiming { identity, .. }) = self.sessions.remove(&token) else { return };
         let luns = self.targets.get(&identity.target).filter(|_| !self.quiescing);
-        let made = luns.map(|luns| Nexus::new(token, claim, identity, Arc::clone(luns)));
-        let Some(Ok(key)) = made.map(|nexus| self.nexuses.insert(nexus)) else {
+        let Some(luns) = luns.filter(|_| !self.nexuses.is_full()).map(Arc::clone) else {
             return self.refuse_claim(claim, token, true);
         };
+        let Ok(key) = self.nexuses.insert(Nexus::new(token, claim, identity, luns)) else { return };
         let id = NexusId(key);
         self.sessions.insert(token, Session::Open(id));
         self.effects.push_back(Effect::NexusEstablished { token, nexus: id });
@@ -206,7 +208,9 @@ impl Target {
                 continue;
             }
             let luns = Arc::clone(&nexus.luns);
-            for (position, mapping) in luns.mappings.iter().enumerate().filter(|(_, mapping)| mapping.unit == unit) {
+            for (position, mapping) in
+                luns.mappings.iter().enumerate().filter(|(_, mapping)| mapping.unit == unit)
+            {
                 if nexus.establish(position, attention, capacity) && is_event {
                     let (token, lun, sense) = (nexus.token, mapping.lun, attention.sense());
                     self.effects.push_back(Effect::AsynchronousEvent { token, lun, sense });

@@ -22,8 +22,8 @@ use crate::task::{
 use crate::task_management::Function;
 use crate::task_set::Turn;
 use crate::{
-    CommandReceived, CommandStatus, Effect, Environment, ExchangeId, LogicalUnitId, LunMap, NexusId, NexusToken, Plan,
-    PortEvent, TargetDeviceId, TaskId, TaskTag, UnitState,
+    CommandReceived, CommandStatus, Effect, Environment, ExchangeId, LogicalUnitId, LunMap, NexusId,
+    NexusToken, PortEvent, TargetDeviceId, TaskId, TaskTag, UnitState,
 };
 
 /// Whom a ticket was taken for.
@@ -189,13 +189,17 @@ impl Target {
         self.now = now;
         match event {
             PortEvent::CommandReceived(received) => self.command_received(received),
-            PortEvent::DataOutReceived { task, offset, data } => self.data_out_received(task, offset, Ok(data)),
+            PortEvent::DataOutReceived { task, offset, data } => {
+                self.data_out_received(task, offset, Ok(data))
+            }
             PortEvent::DataOutFailed { task, offset, asc, ascq } => {
                 let sense = Sense::new(SenseKey::AbortedCommand, asc, ascq);
                 self.data_out_received(task, offset, Err(sense));
             }
             PortEvent::DataInDelivered { task, offset } => self.data_in_delivered(task, offset),
-            PortEvent::Delivered { task } | PortEvent::DataTransferTerminated { task } => self.port_forgot(task),
+            PortEvent::Delivered { task } | PortEvent::DataTransferTerminated { task } => {
+                self.port_forgot(task)
+            }
             PortEvent::TaskManagementRequested(request) => self.task_management_requested(&request),
             PortEvent::NexusRequested { token, identity } => self.nexus_requested(token, identity),
             PortEvent::NexusLost { token } => self.nexus_lost(token),
@@ -219,7 +223,12 @@ impl Target {
     }
 
     /// The conductor tried to open this core's channel to `unit`.
-    pub fn handle_channel_opened(&mut self, now: Instant, unit: LogicalUnitId, result: Result<(), bdev::BlockError>) {
+    pub fn handle_channel_opened(
+        &mut self,
+        now: Instant,
+        unit: LogicalUnitId,
+        result: Result<(), bdev::BlockError>,
+    ) {
         self.now = now;
         self.channel_opened(unit, result);
         self.run();
@@ -346,10 +355,11 @@ impl Target {
 
     /// Looks at the task set of `unit` again soon.
     pub(crate) fn kick(&mut self, unit: LogicalUnitId) {
-        if let Some(found) = self.units.get_mut(unit.0 as usize).and_then(Option::as_mut) {
-            if found.set.dormant > 0 && !std::mem::replace(&mut found.kicked, true) {
-                self.kicks.push_back(unit);
-            }
+        if let Some(found) = self.units.get_mut(unit.0 as usize).and_then(Option::as_mut)
+            && found.set.dormant > 0
+            && !std::mem::replace(&mut found.kicked, true)
+        {
+            self.kicks.push_back(unit);
         }
     }
 
@@ -389,9 +399,10 @@ impl Target {
         let is_full = self.tasks.len() >= self.limits.tasks_max as usize
             || nexus_tasks >= self.limits.tasks_per_nexus_max;
         let closing = nexus.closing;
-        let mut task = Task::new(received, nexus.token);
+        let mut task = Task::new(received);
         if let Some(mapping) = find_lun(&nexus.luns, task.lun).and_then(|at| nexus.luns.mappings.get(at)) {
-            task.unit = Some(mapping.unit).filter(|unit| self.units.get(unit.0 as usize).is_some_and(Option::is_some));
+            task.unit = Some(mapping.unit)
+                .filter(|unit| self.units.get(unit.0 as usize).is_some_and(Option::is_some));
             task.read_only = mapping.read_only;
         }
         let environment = environment(&self.units, nexus, &self.limits, &task);
@@ -470,10 +481,10 @@ impl Target {
     }
 
     pub(crate) fn release_dormant_buffer(&mut self, id: TaskId) {
-        if let Some(task) = self.tasks.get_mut(id.0) {
-            if std::mem::take(&mut task.holds_dormant_buffer) {
-                self.dormant_buffers = self.dormant_buffers.saturating_sub(1);
-            }
+        if let Some(task) = self.tasks.get_mut(id.0)
+            && std::mem::take(&mut task.holds_dormant_buffer)
+        {
+            self.dormant_buffers = self.dormant_buffers.saturating_sub(1);
         }
     }
 
@@ -483,19 +494,19 @@ impl Target {
         let Some(task) = self.tasks.get_mut(id.0) else { return };
         let unit = task.unit.and_then(|unit| self.units.get_mut(unit.0 as usize)?.as_mut());
         task.phase = TaskPhase::Running;
-        if task.in_order {
-            if let Some(unit) = unit {
-                unit.set.dormant = unit.set.dormant.saturating_sub(1);
-            }
+        if task.in_order
+            && let Some(unit) = unit
+        {
+            unit.set.dormant = unit.set.dormant.saturating_sub(1);
         }
         let Some(nexus) = self.nexuses.get_mut(task.nexus.0) else { return };
         let unit = task.unit.and_then(|unit| self.units.get(unit.0 as usize)?.as_ref());
-        if let (Some(entry), true) = (task.entry, nexus.has_attention()) {
-            if entry.unit_attention == UnitAttentionRule::Report && task.unit.is_some() {
-                if let Some(attention) = nexus.take_attention(task.lun) {
-                    return self.end(id, Status::CheckCondition, Some(attention.sense()));
-                }
-            }
+        if let (Some(entry), true) = (task.entry, nexus.has_attention())
+            && entry.unit_attention == UnitAttentionRule::Report
+            && task.unit.is_some()
+            && let Some(attention) = nexus.take_attention(task.lun)
+        {
+            return self.end(id, Status::CheckCondition, Some(attention.sense()));
         }
         if let (Some(entry), Some(unit)) = (task.entry, unit) {
             if unit.view.epoch != task.epoch {
@@ -610,10 +621,10 @@ impl Target {
         if let Some(nexus) = self.nexuses.get_mut(nexus.0) {
             nexus.tasks.remove::<NEXUS_LIST>(&mut self.tasks, id);
         }
-        if let (Some(unit), true) = (unit, in_set) {
-            if let Some(unit) = self.units.get_mut(unit.0 as usize).and_then(Option::as_mut) {
-                unit.set.list.remove::<SET_LIST>(&mut self.tasks, id);
-            }
+        if let (Some(unit), true) = (unit, in_set)
+            && let Some(unit) = self.units.get_mut(unit.0 as usize).and_then(Option::as_mut)
+        {
+            unit.set.list.remove::<SET_LIST>(&mut self.tasks, id);
         }
         self.tasks.remove(id.0);
     }

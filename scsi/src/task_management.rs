@@ -206,7 +206,8 @@ impl Target {
         let purpose = Purpose::Answer { nexus: id, token, request };
         let unit = find_lun(&nexus.luns, lun).and_then(|at| nexus.luns.mappings.get(at)).map(|m| m.unit);
         let unit = unit.filter(|unit| self.units.get(unit.0 as usize).is_some_and(Option::is_some));
-        let needs_unit = !matches!(function, F::TargetWarmReset | F::TargetColdReset | F::ITNexusReset | F::ClearAca);
+        let needs_unit =
+            !matches!(function, F::TargetWarmReset | F::TargetColdReset | F::ITNexusReset | F::ClearAca);
         if needs_unit && unit.is_none() {
             return self.answer(id, token, request, TaskManagementResponse::IncorrectLun);
         }
@@ -258,7 +259,8 @@ impl Target {
                 let cold = function == F::TargetColdReset;
                 let change = Change::Reset(if cold { Reset::TargetCold } else { Reset::TargetWarm });
                 let Some(nexus) = self.nexuses.get(id.0) else { return };
-                let mut units: Vec<LogicalUnitId> = nexus.luns.mappings.iter().map(|mapping| mapping.unit).collect();
+                let mut units: Vec<LogicalUnitId> =
+                    nexus.luns.mappings.iter().map(|mapping| mapping.unit).collect();
                 units.sort_unstable();
                 units.dedup();
                 units.retain(|&unit| self.unit(unit).is_some());
@@ -318,13 +320,23 @@ impl Target {
     /// The tasks of a nexus that are `wanted`.
     pub(crate) fn tasks_of(&self, nexus: NexusId, wanted: impl Fn(&Task) -> bool) -> Vec<TaskId> {
         let Some(nexus) = self.nexuses.get(nexus.0) else { return Vec::new() };
-        nexus.tasks.iter::<NEXUS_LIST>(&self.tasks).filter(|(_, task)| wanted(task)).map(|(id, _)| id).collect()
+        nexus
+            .tasks
+            .iter::<NEXUS_LIST>(&self.tasks)
+            .filter(|(_, task)| wanted(task))
+            .map(|(id, _)| id)
+            .collect()
     }
 
     /// The tasks of a unit that are `wanted`.
     pub(crate) fn tasks_in(&self, unit: LogicalUnitId, wanted: impl Fn(&Task) -> bool) -> Vec<TaskId> {
         let Some(unit) = self.unit(unit) else { return Vec::new() };
-        unit.set.list.iter::<SET_LIST>(&self.tasks).filter(|(_, task)| wanted(task)).map(|(id, _)| id).collect()
+        unit.set
+            .list
+            .iter::<SET_LIST>(&self.tasks)
+            .filter(|(_, task)| wanted(task))
+            .map(|(id, _)| id)
+            .collect()
     }
 
     /// Aborts `tasks`, each as `how` says, and waits for them.

@@ -98,15 +98,24 @@ impl Target {
     }
 
     fn wait_for_buffer(&mut self, id: TaskId) {
-        if let Some(task) = self.tasks.get_mut(id.0) {
-            if !std::mem::replace(&mut task.waits_for_buffer, true) && !self.serving {
-                self.buffer_waiters.push_back(id);
-            }
+        if let Some(task) = self.tasks.get_mut(id.0)
+            && !std::mem::replace(&mut task.waits_for_buffer, true)
+            && !self.serving
+        {
+            self.buffer_waiters.push_back(id);
         }
     }
 
     /// Submits burst `burst` of the task.
-    fn submit(&mut self, id: TaskId, burst: usize, op: BlockOp, lba: u64, blocks: u64, data: Option<DataBuf>) {
+    fn submit(
+        &mut self,
+        id: TaskId,
+        burst: usize,
+        op: BlockOp,
+        lba: u64,
+        blocks: u64,
+        data: Option<DataBuf>,
+    ) {
         let Some(task) = self.tasks.get_mut(id.0) else { return };
         let Some(unit) = task.unit else { return };
         task.device_ios += 1;
