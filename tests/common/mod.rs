@@ -14,7 +14,7 @@ use pollux::client::Client;
 use pollux::daemon::{Options, Running};
 use serde_json::{Value, json};
 
-pub use initiator::{Done, Initiator};
+pub use initiator::Initiator;
 
 /// The target every test uses.
 pub const TARGET: &str = "iqn.2026-01.io.pollux:test";
