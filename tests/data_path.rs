@@ -1,9 +1,9 @@
 //! The data path allocates nothing, copies no payload, and gives every buffer back: the whole daemon in this process,
 //! over real TCP. Allocations are counted by the process's allocator, for each thread.
 
+mod common;
 #[path = "common/counting_allocator.rs"]
 mod counting_allocator;
-mod common;
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -90,7 +90,9 @@ fn lun_of(disk: usize) -> Lun {
 
 /// What every write puts at `lba`: never the same for two blocks of a disk.
 fn pattern(lba: u32, blocks: u16) -> Vec<u8> {
-    (lba..lba + u32::from(blocks)).flat_map(|block| block.wrapping_mul(0x9E37_79B9).to_be_bytes().repeat(128)).collect()
+    (lba..lba + u32::from(blocks))
+        .flat_map(|block| block.wrapping_mul(0x9E37_79B9).to_be_bytes().repeat(128))
+        .collect()
 }
 
 /// Runs `count` commands of a kind, `DEPTH` at a time, and checks what reads bring.
@@ -125,11 +127,7 @@ fn work(session: &mut Initiator, disk: usize, kind: Kind, blocks: u16, count: u3
 }
 
 /// Everything a test does: each session writes, splits writes, and reads, small and large, on each disk.
-fn all_work(
-    sessions: &mut [(String, Initiator)],
-    count: u32,
-    mut after: impl FnMut(&str, usize, Kind, u16),
-) {
+fn all_work(sessions: &mut [(String, Initiator)], count: u32, mut after: impl FnMut(&str, usize, Kind, u16)) {
     for disk in 0..DISKS.len() {
         for (name, session) in &mut *sessions {
             for (kind, blocks) in [

@@ -88,8 +88,10 @@ fn an_ordered_write_stands_between_the_other_cores_older_and_newer_writes() {
     outlast_the_device();
     let medium = a.read(0, 24);
     let seen: Vec<u8> = medium.iter().step_by(512).copied().collect();
-    let wanted: Vec<u8> =
-        [(4, 0x01), (8, 0x0A), (4, 0x02), (4, 0x0A), (4, 0x02)].iter().flat_map(|&(n, byte)| vec![byte; n]).collect();
+    let wanted: Vec<u8> = [(4, 0x01), (8, 0x0A), (4, 0x02), (4, 0x0A), (4, 0x02)]
+        .iter()
+        .flat_map(|&(n, byte)| vec![byte; n])
+        .collect();
     assert_eq!(seen, wanted, "older 01, then ordered 0A, then newer 02");
     node.stop();
 }
@@ -172,7 +174,10 @@ fn a_reinstated_session_leaves_no_write_behind() {
     new.write(0, blocks(16, 0xAA));
     assert_ne!(node.core_of("a", 7), old_core, "the new session is on the other core");
     outlast_the_device();
-    assert!(new.read(0, 16) == blocks(16, 0xAA), "a write of the old session reached the medium after the login");
+    assert!(
+        new.read(0, 16) == blocks(16, 0xAA),
+        "a write of the old session reached the medium after the login"
+    );
     common::wait_until("the old connection to close", || !old.pump());
     old.assert_nothing_done();
     node.wait_for_statistic("nexuses", 1);
