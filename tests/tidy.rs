@@ -20,12 +20,8 @@ const ROOMS: &[(&str, Option<&[&str]>)] = &[
 ];
 
 /// The only files that may hold `unsafe`.
-const UNSAFE_FILES: &[&str] = &[
-    "base/src/pool.rs",
-    "reactor/src/hugepages.rs",
-    "reactor/src/poll_fd.rs",
-    "reactor/src/tsc.rs",
-];
+const UNSAFE_FILES: &[&str] =
+    &["base/src/pool.rs", "reactor/src/hugepages.rs", "reactor/src/poll_fd.rs", "reactor/src/tsc.rs"];
 
 /// Lines of a source file without its tests, and of one function.
 const FILE_LINES_MAX: usize = 800;
@@ -86,7 +82,10 @@ fn code_only(text: &str) -> String {
             let mut end = vec![b'"'];
             end.extend(std::iter::repeat_n(b'#', hashes));
             let body = hashes + 2;
-            rest[body..].windows(end.len()).position(|w| w == end).map_or(rest.len(), |p| body + p + end.len())
+            rest[body..]
+                .windows(end.len())
+                .position(|w| w == end)
+                .map_or(rest.len(), |p| body + p + end.len())
         } else if rest[0] == b'"' {
             let mut i = 1;
             while i < rest.len() && rest[i] != b'"' {
@@ -123,7 +122,10 @@ fn without_tests(code: &str) -> &str {
 }
 
 fn is_test_file(name: &str) -> bool {
-    name.starts_with("tests/") || name.contains("/tests/") || name.ends_with("/tests.rs") || name.ends_with("_tests.rs")
+    name.starts_with("tests/")
+        || name.contains("/tests/")
+        || name.ends_with("/tests.rs")
+        || name.ends_with("_tests.rs")
 }
 
 fn report(rule: &str, faults: Vec<String>) {
@@ -145,7 +147,10 @@ fn rooms_use_only_what_the_architecture_allows() {
                 section = if name.starts_with("dependencies") { "dependencies" } else { "other" };
             }
             let used = line.split(['.', ' ', '=']).next().unwrap_or("");
-            if section == "dependencies" && ROOMS.iter().any(|(name, _)| *name == used) && !allowed.contains(&used) {
+            if section == "dependencies"
+                && ROOMS.iter().any(|(name, _)| *name == used)
+                && !allowed.contains(&used)
+            {
                 faults.push(format!("{room} uses {used}; it may use only {allowed:?}"));
             }
         }
@@ -165,7 +170,8 @@ fn unsafe_code_stands_only_in_the_listed_files() {
     let mut faults = Vec::new();
     for (name, text) in files("rs") {
         let code = code_only(&text);
-        let has_unsafe = code.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|word| word == "unsafe");
+        let has_unsafe =
+            code.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|word| word == "unsafe");
         if has_unsafe && !UNSAFE_FILES.contains(&name.as_str()) {
             faults.push(format!("{name} holds unsafe and is not on the list"));
         }
@@ -218,7 +224,8 @@ fn functions(code: &str) -> Vec<(String, usize)> {
     let mut rest = code;
     while let Some(start) = rest.find("fn ") {
         let before = rest[..start].chars().next_back().unwrap_or(' ');
-        let name: String = rest[start + 3..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+        let name: String =
+            rest[start + 3..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
         let body = &rest[start..];
         rest = &rest[start + 3..];
         if before.is_alphanumeric() || before == '_' || name.is_empty() {
@@ -262,7 +269,9 @@ fn links_and_code_paths_in_documents_resolve() {
             for code in line.split('`').skip(1).step_by(2) {
                 let path = code.split([':', ' ']).next().unwrap_or("");
                 let rooted = ROOMS.iter().any(|(room, _)| path.starts_with(&format!("{room}/")))
-                    || ["src/", "tests/", "scripts/", "docs/", "perf/", ".ci/"].iter().any(|p| path.starts_with(p));
+                    || ["src/", "tests/", "scripts/", "docs/", "perf/", ".ci/"]
+                        .iter()
+                        .any(|p| path.starts_with(p));
                 let plain = !path.contains(['*', '{', '<', '…', '$']);
                 if rooted && plain && !root().join(path).exists() {
                     faults.push(format!("{place}: `{path}` does not exist"));

@@ -186,13 +186,13 @@ impl Login {
             wrong.push(format!("Version-active {} (§11.13.2)", response.version_active));
         }
         if response.current_stage != self.last.current_stage {
-            wrong.push("Login Response in another stage than the request (§11.13.1)".into());
+            wrong.push("Login Response in another stage than the request (§11.13)".into());
         }
         if response.transit && !self.last.transit {
-            wrong.push("Login Response with T to a request without it (§11.13.1)".into());
+            wrong.push("Login Response with T to a request without it (§11.13.6)".into());
         }
         if response.transit && response.next_stage > self.last.next_stage {
-            wrong.push("Login Response goes further than the request (§11.13.1)".into());
+            wrong.push("Login Response goes further than the request (§11.13.6)".into());
         }
     }
 
@@ -245,7 +245,7 @@ impl Login {
             return Ok(self.send(true, &Vec::new()));
         }
         if response.next_stage != LoginStage::LoginOperationalNegotiation {
-            return Err("transit out of the security stage to a stage not asked for (§11.13.1)".into());
+            return Err("transit out of the security stage to a stage not asked for (§11.13.6)".into());
         }
         self.phase = Phase::Operational;
         let offers = self.negotiation.offers(config);
@@ -297,7 +297,7 @@ impl Login {
             return Ok(self.send(true, &reply));
         }
         if response.next_stage != LoginStage::FullFeaturePhase {
-            return Err("transit out of the operational stage to another stage (§11.13.1)".into());
+            return Err("transit out of the operational stage to another stage (§11.13.6)".into());
         }
         for key in self.negotiation.unanswered() {
             wrong.push(format!("no answer to {key} (§6.2)"));

@@ -25,6 +25,8 @@ pub(crate) struct Task {
     pub(crate) sent: Option<u64>,
     /// Its CmdSN once it was sent.
     pub(crate) cmd_sn: Option<u32>,
+    /// Not immediate: the target must acknowledge its CmdSN.
+    pub(crate) numbered: bool,
     /// Expected length of the write and of the read.
     pub(crate) write_length: u32,
     pub(crate) read_length: u32,
@@ -39,6 +41,8 @@ pub(crate) struct Task {
     next_offset: u32,
     /// DataSN and R2TSN of a command count together (RFC 7143 §11.7.5).
     exp_data_sn: u32,
+    /// What ExpDataSN of the response must be (RFC 7143 §11.4.8): R2Ts do not count.
+    data_in_pdus: u32,
 }
 
 /// Bytes `offset..offset + length` of the data to write; zeros beyond what the caller gave.
@@ -64,6 +68,7 @@ impl Task {
             data_out,
             sent: None,
             cmd_sn: None,
+            numbered: !command.immediate,
             write_length: if writes { announced.unwrap_or(written) } else { 0 },
             read_length: match announced {
                 Some(length) if !writes && reads => length,
@@ -78,6 +83,7 @@ impl Task {
             in_sequence: false,
             next_offset: 0,
             exp_data_sn: 0,
+            data_in_pdus: 0,
         }
     }
 
@@ -96,7 +102,7 @@ impl Task {
 
     fn count(&mut self, what: &str, number: u32, wrong: &mut Vec<String>) {
         if number != self.exp_data_sn {
-            wrong.push(format!("{what} {number}, expected {} (§11.7.5, §11.8.3)", self.exp_data_sn));
+            wrong.push(format!("{what} {number}, expected {} (§11.7.5, §11.8.2)", self.exp_data_sn));
         }
         self.exp_data_sn = number.wrapping_add(1);
     }
@@ -109,6 +115,7 @@ impl Task {
         wrong: &mut Vec<String>,
     ) {
         self.count("DataSN", pdu.data_sn, wrong);
+        self.data_in_pdus = self.data_in_pdus.wrapping_add(1);
         let length = data.len() as u64;
         let end = u64::from(pdu.buffer_offset) + length;
         if self.read_length == 0 && length > 0 {
@@ -145,8 +152,12 @@ impl Task {
         if !pdu.acknowledge && pdu.target_transfer_tag != RESERVED_TAG {
             wrong.push("Data-In without the A bit has a target transfer tag (§11.7.4)".into());
         }
-        if matches!(pdu.status, Some(Status::CheckCondition)) {
-            wrong.push("CHECK CONDITION in Data-In, where sense data cannot go (§11.7.3)".into());
+        match pdu.status {
+            None | Some(Status::Good | Status::ConditionMet) => {}
+            Some(status) => wrong.push(format!("{status:?} in Data-In, without sense data (§11.7.3)")),
+        }
+        if pdu.status.is_some() && self.write_length > 0 {
+            wrong.push("status of a bidirectional command in Data-In (§11.7.3)".into());
         }
         if self.data_in.len() < end as usize {
             self.data_in.reserve_exact((self.read_length as usize).saturating_sub(self.data_in.len()));
@@ -175,14 +186,10 @@ impl Task {
         if pdu.lun != self.lun {
             wrong.push("R2T with another LUN than its command's (§11.8)".into());
         }
-        let unanswered =
-            self.sequences.iter().filter(|sequence| sequence.target_transfer_tag != RESERVED_TAG);
-        let tags: Vec<u32> = unanswered.map(|sequence| sequence.target_transfer_tag).collect();
-        if tags.len() >= usize::from(rules.max_outstanding_r2t) {
-            wrong.push(format!("{} R2Ts outstanding (MaxOutstandingR2T, §13.17)", tags.len() + 1));
-        }
-        if tags.contains(&pdu.target_transfer_tag) {
-            wrong.push("R2T with the tag of an outstanding one (§11.8.5)".into());
+        let outstanding =
+            1 + self.sequences.iter().filter(|sequence| sequence.target_transfer_tag != RESERVED_TAG).count();
+        if outstanding > usize::from(rules.max_outstanding_r2t) {
+            wrong.push(format!("{outstanding} R2Ts outstanding (MaxOutstandingR2T, §13.17)"));
         }
         self.covered = u32::try_from(end).unwrap_or(u32::MAX);
         self.asked += u64::from(length);
@@ -195,9 +202,9 @@ impl Task {
 
     /// What a SCSI Response must agree with.
     pub(crate) fn check_response(&self, pdu: &ScsiResponse, wrong: &mut Vec<String>) {
-        if pdu.response == 0 && pdu.exp_data_sn != self.exp_data_sn {
-            wrong
-                .push(format!("ExpDataSN {}, but {} were seen (§11.4.8)", pdu.exp_data_sn, self.exp_data_sn));
+        let expected = if pdu.response == 0 { self.data_in_pdus } else { 0 };
+        if pdu.exp_data_sn != expected {
+            wrong.push(format!("ExpDataSN {}, expected {expected} (§11.4.8)", pdu.exp_data_sn));
         }
     }
 

@@ -47,6 +47,11 @@ impl Window {
         }
     }
 
+    /// The target has received the command with this number.
+    pub(crate) fn is_acknowledged(&self, cmd_sn: u32) -> bool {
+        serial::less(cmd_sn, self.exp_cmd_sn)
+    }
+
     pub(crate) fn exp_stat_sn(&self) -> u32 {
         self.exp_stat_sn.unwrap_or(0)
     }

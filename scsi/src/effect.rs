@@ -5,7 +5,8 @@ use bdev::{BlockDevice, BlockIo, IoTag};
 use wire::scsi::{Lun, Sense, Status};
 
 use crate::{
-    ControlId, ControlOutcome, ExchangeId, LogicalUnitId, NexusId, NexusToken, RequestToken, TaskId, TaskManagementResponse,
+    ControlId, ControlOutcome, ExchangeId, LogicalUnitId, NexusId, NexusToken, RequestToken, TaskId,
+    TaskManagementResponse,
 };
 
 /// The end of a command.

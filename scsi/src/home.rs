@@ -70,8 +70,11 @@ impl Home {
 
     /// A core is frozen. Gives the change when it was the last one, and whether any core failed.
     pub(crate) fn frozen(&mut self, ticket: Ticket, failed: bool) -> Option<(ChangeRequest, bool)> {
-        let running =
-            self.lanes.iter_mut().filter_map(|lane| lane.running.as_mut()).find(|r| r.request.ticket == ticket)?;
+        let running = self
+            .lanes
+            .iter_mut()
+            .filter_map(|lane| lane.running.as_mut())
+            .find(|r| r.request.ticket == ticket)?;
         running.failed |= failed;
         running.awaiting = running.awaiting.checked_sub(1)?;
         (running.awaiting == 0).then_some((running.request, running.failed))
@@ -79,7 +82,8 @@ impl Home {
 
     /// The change that runs under `ticket`, when every core is frozen for it.
     pub(crate) fn running(&self, ticket: Ticket) -> Option<ChangeRequest> {
-        let running = self.lanes.iter().filter_map(|l| l.running.as_ref()).find(|r| r.request.ticket == ticket)?;
+        let running =
+            self.lanes.iter().filter_map(|l| l.running.as_ref()).find(|r| r.request.ticket == ticket)?;
         (running.awaiting == 0).then_some(running.request)
     }
 
@@ -151,7 +155,10 @@ pub(crate) fn default_mode(geometry: &bdev::Geometry) -> ModePages {
 }
 
 /// One core's answer to `UnitAdded`. Gives the control request and the first error when it was the last one.
-pub(crate) fn opened(home: &mut Home, error: Option<bdev::BlockError>) -> Option<(ControlId, Option<bdev::BlockError>)> {
+pub(crate) fn opened(
+    home: &mut Home,
+    error: Option<bdev::BlockError>,
+) -> Option<(ControlId, Option<bdev::BlockError>)> {
     let (control, awaiting, first) = home.opening.as_mut()?;
     *first = first.or(error);
     *awaiting = awaiting.saturating_sub(1);

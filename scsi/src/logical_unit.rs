@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use base::CoreId;
 
+use crate::UnitView;
 use crate::home::Home;
 use crate::message::{Change, Ticket};
 use crate::task_set::TaskSet;
-use crate::UnitView;
 
 /// This core's channel to the unit's device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

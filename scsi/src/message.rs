@@ -7,7 +7,8 @@ use bdev::BlockDevice;
 
 use crate::ordering_table::MediumRange;
 use crate::{
-    ControlId, DropReason, LogicalUnitId, LunMap, NexusId, NexusIdentity, TargetDeviceId, UnitChange, UnitView,
+    ControlId, DropReason, LogicalUnitId, LunMap, NexusId, NexusIdentity, TargetDeviceId, UnitChange,
+    UnitView,
 };
 
 /// A device in a message.
@@ -97,7 +98,13 @@ pub enum Message {
     /// From the home core: there is no such unit any more.
     ChangeRefused { unit: LogicalUnitId, ticket: Ticket },
     /// From the home core to every core: begin nothing new in the change's way, drain (or abort) what runs, say `Frozen`.
-    Freeze { unit: LogicalUnitId, ticket: Ticket, change: Change, origin: Option<NexusReference>, home: CoreId },
+    Freeze {
+        unit: LogicalUnitId,
+        ticket: Ticket,
+        change: Change,
+        origin: Option<NexusReference>,
+        home: CoreId,
+    },
     /// To the home core. `failed` when a deadline passed: tasks may still be in the device.
     Frozen { unit: LogicalUnitId, ticket: Ticket, failed: bool },
     /// From the home core to the asker of a lease: every core is frozen, go on.

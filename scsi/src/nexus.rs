@@ -117,9 +117,11 @@ mod tests {
     use base::CoreId;
 
     fn map(luns: &[u16]) -> Arc<LunMap> {
-        let mappings = luns
-            .iter()
-            .map(|&n| LunMapping { lun: Lun::from_number(n), unit: LogicalUnitId(u32::from(n)), read_only: false });
+        let mappings = luns.iter().map(|&n| LunMapping {
+            lun: Lun::from_number(n),
+            unit: LogicalUnitId(u32::from(n)),
+            read_only: false,
+        });
         Arc::new(LunMap { mappings: mappings.collect() })
     }
 

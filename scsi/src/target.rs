@@ -9,7 +9,7 @@ use base::{BufferPool, CoreId, Instant, Key, Limits, Slab};
 use bdev::IoCompletion;
 use wire::scsi::{Sense, SenseKey, Status, TaskAttribute};
 
-use crate::command_table::{self, UnitAttentionRule};
+use crate::command_table::{self, Readiness, UnitAttentionRule};
 use crate::home::{Closing, TargetChange};
 use crate::logical_unit::{Channel, LogicalUnit};
 use crate::message::{Message, Ticket};
@@ -22,8 +22,8 @@ use crate::task::{
 use crate::task_management::Function;
 use crate::task_set::Turn;
 use crate::{
-    CommandReceived, CommandStatus, Effect, Environment, ExchangeId, LogicalUnitId, LunMap, NexusId, NexusToken, Plan,
-    PortEvent, TargetDeviceId, TaskId, TaskTag, UnitState,
+    CommandReceived, CommandStatus, Effect, Environment, ExchangeId, LogicalUnitId, LunMap, NexusId,
+    NexusToken, PortEvent, TargetDeviceId, TaskId, TaskTag, UnitState,
 };
 
 /// Whom a ticket was taken for.
@@ -82,6 +82,8 @@ pub struct Target {
     /// At core 0.
     pub(crate) registry: Registry,
     pub(crate) closing: Vec<Closing>,
+    /// Tickets of removals, and their units.
+    pub(crate) removals: Vec<(u64, LogicalUnitId)>,
     pub(crate) target_changes: Vec<TargetChange>,
     pub(crate) quiescing: bool,
     pub(crate) bursts_max: usize,
@@ -170,6 +172,7 @@ impl Target {
             effects: VecDeque::with_capacity(tasks.saturating_mul(2)),
             registry: Registry::default(),
             closing: Vec::new(),
+            removals: Vec::new(),
             target_changes: Vec::new(),
             quiescing: false,
             bursts_max: (limits.bursts_per_task_max as usize).clamp(1, BURSTS_MAX),
@@ -186,13 +189,17 @@ impl Target {
         self.now = now;
         match event {
             PortEvent::CommandReceived(received) => self.command_received(received),
-            PortEvent::DataOutReceived { task, offset, data } => self.data_out_received(task, offset, Ok(data)),
+            PortEvent::DataOutReceived { task, offset, data } => {
+                self.data_out_received(task, offset, Ok(data))
+            }
             PortEvent::DataOutFailed { task, offset, asc, ascq } => {
                 let sense = Sense::new(SenseKey::AbortedCommand, asc, ascq);
                 self.data_out_received(task, offset, Err(sense));
             }
             PortEvent::DataInDelivered { task, offset } => self.data_in_delivered(task, offset),
-            PortEvent::Delivered { task } | PortEvent::DataTransferTerminated { task } => self.port_forgot(task),
+            PortEvent::Delivered { task } | PortEvent::DataTransferTerminated { task } => {
+                self.port_forgot(task)
+            }
             PortEvent::TaskManagementRequested(request) => self.task_management_requested(&request),
             PortEvent::NexusRequested { token, identity } => self.nexus_requested(token, identity),
             PortEvent::NexusLost { token } => self.nexus_lost(token),
@@ -216,7 +223,12 @@ impl Target {
     }
 
     /// The conductor tried to open this core's channel to `unit`.
-    pub fn handle_channel_opened(&mut self, now: Instant, unit: LogicalUnitId, result: Result<(), bdev::BlockError>) {
+    pub fn handle_channel_opened(
+        &mut self,
+        now: Instant,
+        unit: LogicalUnitId,
+        result: Result<(), bdev::BlockError>,
+    ) {
         self.now = now;
         self.channel_opened(unit, result);
         self.run();
@@ -309,7 +321,7 @@ impl Target {
     }
 
     /// Brings everything to rest that an event set in motion.
-    fn run(&mut self) {
+    pub(crate) fn run(&mut self) {
         loop {
             if let Some(unit) = self.kicks.pop_front() {
                 self.start_dormant(unit);
@@ -343,10 +355,11 @@ impl Target {
 
     /// Looks at the task set of `unit` again soon.
     pub(crate) fn kick(&mut self, unit: LogicalUnitId) {
-        if let Some(found) = self.units.get_mut(unit.0 as usize).and_then(Option::as_mut) {
-            if found.set.dormant > 0 && !std::mem::replace(&mut found.kicked, true) {
-                self.kicks.push_back(unit);
-            }
+        if let Some(found) = self.units.get_mut(unit.0 as usize).and_then(Option::as_mut)
+            && found.set.dormant > 0
+            && !std::mem::replace(&mut found.kicked, true)
+        {
+            self.kicks.push_back(unit);
         }
     }
 
@@ -365,8 +378,7 @@ impl Target {
 
     fn start_if_its_turn(&mut self, unit: LogicalUnitId, id: TaskId) {
         let Some(task) = self.tasks.get(id.0) else { return };
-        let waits = task.phase == TaskPhase::Dormant || (task.phase == TaskPhase::Requested && task.granted);
-        if !waits || task.abort != Abort::No {
+        if task.phase != TaskPhase::Dormant || task.abort != Abort::No {
             return;
         }
         let many_cores = self.cores > 1;
@@ -387,9 +399,10 @@ impl Target {
         let is_full = self.tasks.len() >= self.limits.tasks_max as usize
             || nexus_tasks >= self.limits.tasks_per_nexus_max;
         let closing = nexus.closing;
-        let mut task = Task::new(received, nexus.token);
+        let mut task = Task::new(received);
         if let Some(mapping) = find_lun(&nexus.luns, task.lun).and_then(|at| nexus.luns.mappings.get(at)) {
-            task.unit = Some(mapping.unit).filter(|unit| self.units.get(unit.0 as usize).is_some_and(Option::is_some));
+            task.unit = Some(mapping.unit)
+                .filter(|unit| self.units.get(unit.0 as usize).is_some_and(Option::is_some));
             task.read_only = mapping.read_only;
         }
         let environment = environment(&self.units, nexus, &self.limits, &task);
@@ -468,10 +481,10 @@ impl Target {
     }
 
     pub(crate) fn release_dormant_buffer(&mut self, id: TaskId) {
-        if let Some(task) = self.tasks.get_mut(id.0) {
-            if std::mem::take(&mut task.holds_dormant_buffer) {
-                self.dormant_buffers = self.dormant_buffers.saturating_sub(1);
-            }
+        if let Some(task) = self.tasks.get_mut(id.0)
+            && std::mem::take(&mut task.holds_dormant_buffer)
+        {
+            self.dormant_buffers = self.dormant_buffers.saturating_sub(1);
         }
     }
 
@@ -481,19 +494,19 @@ impl Target {
         let Some(task) = self.tasks.get_mut(id.0) else { return };
         let unit = task.unit.and_then(|unit| self.units.get_mut(unit.0 as usize)?.as_mut());
         task.phase = TaskPhase::Running;
-        if task.in_order {
-            if let Some(unit) = unit {
-                unit.set.dormant = unit.set.dormant.saturating_sub(1);
-            }
+        if task.in_order
+            && let Some(unit) = unit
+        {
+            unit.set.dormant = unit.set.dormant.saturating_sub(1);
         }
         let Some(nexus) = self.nexuses.get_mut(task.nexus.0) else { return };
         let unit = task.unit.and_then(|unit| self.units.get(unit.0 as usize)?.as_ref());
-        if let (Some(entry), true) = (task.entry, nexus.has_attention()) {
-            if entry.unit_attention == UnitAttentionRule::Report && task.unit.is_some() {
-                if let Some(attention) = nexus.take_attention(task.lun) {
-                    return self.end(id, Status::CheckCondition, Some(attention.sense()));
-                }
-            }
+        if let (Some(entry), true) = (task.entry, nexus.has_attention())
+            && entry.unit_attention == UnitAttentionRule::Report
+            && task.unit.is_some()
+            && let Some(attention) = nexus.take_attention(task.lun)
+        {
+            return self.end(id, Status::CheckCondition, Some(attention.sense()));
         }
         if let (Some(entry), Some(unit)) = (task.entry, unit) {
             if unit.view.epoch != task.epoch {
@@ -501,12 +514,10 @@ impl Target {
                 task.plan = entry.plan(&task.cdb, &environment);
                 task.epoch = unit.view.epoch;
             }
-            if entry.medium_access && (unit.fenced || unit.channel != Channel::Open) {
-                task.plan = Err(match unit.channel {
-                    _ if unit.fenced || unit.view.state == UnitState::Fenced => LOGICAL_UNIT_FAILURE,
-                    Channel::Opening => BECOMING_READY,
-                    _ => LOGICAL_UNIT_FAILURE,
-                });
+            let is_fenced = unit.fenced || unit.view.state == UnitState::Fenced;
+            if entry.readiness != Readiness::Always && (is_fenced || unit.channel != Channel::Open) {
+                let opens = unit.channel == Channel::Opening && !is_fenced;
+                task.plan = Err(if opens { BECOMING_READY } else { LOGICAL_UNIT_FAILURE });
             }
         } else if task.unit.is_some() && unit.is_none() {
             // The unit went while the task waited.
@@ -610,10 +621,10 @@ impl Target {
         if let Some(nexus) = self.nexuses.get_mut(nexus.0) {
             nexus.tasks.remove::<NEXUS_LIST>(&mut self.tasks, id);
         }
-        if let (Some(unit), true) = (unit, in_set) {
-            if let Some(unit) = self.units.get_mut(unit.0 as usize).and_then(Option::as_mut) {
-                unit.set.list.remove::<SET_LIST>(&mut self.tasks, id);
-            }
+        if let (Some(unit), true) = (unit, in_set)
+            && let Some(unit) = self.units.get_mut(unit.0 as usize).and_then(Option::as_mut)
+        {
+            unit.set.list.remove::<SET_LIST>(&mut self.tasks, id);
         }
         self.tasks.remove(id.0);
     }

@@ -7,7 +7,7 @@ use wire::scsi::{Cdb, Lun, Sense, Status};
 use crate::command_table::CommandEntry;
 use crate::message::Ticket;
 use crate::ordering_table::{MediumRange, TaskClass};
-use crate::{ExchangeId, LogicalUnitId, NexusId, NexusToken, Plan, TaskId, TaskTag};
+use crate::{ExchangeId, LogicalUnitId, NexusId, Plan, TaskId, TaskTag};
 
 /// Bursts of one task that can be in flight at a time, whatever `Limits::bursts_per_task_max` says.
 pub(crate) const BURSTS_MAX: usize = 8;
@@ -126,7 +126,6 @@ pub(crate) struct TaskList {
 #[derive(Debug)]
 pub(crate) struct Task {
     pub(crate) nexus: NexusId,
-    pub(crate) token: NexusToken,
     pub(crate) exchange: ExchangeId,
     pub(crate) lun: Lun,
     pub(crate) unit: Option<LogicalUnitId>,
@@ -169,7 +168,6 @@ pub(crate) struct Task {
     pub(crate) device_ios: u16,
     pub(crate) receiving: u16,
     pub(crate) failure: Option<Sense>,
-    pub(crate) status: Status,
     pub(crate) waits_for_buffer: bool,
     /// Functions and freezes that count this task.
     pub(crate) covers: u16,
@@ -181,10 +179,9 @@ pub(crate) struct Task {
 
 impl Task {
     /// A task as it is received.
-    pub(crate) fn new(received: crate::CommandReceived, token: NexusToken) -> Task {
+    pub(crate) fn new(received: crate::CommandReceived) -> Task {
         Task {
             nexus: received.nexus,
-            token,
             exchange: received.exchange,
             lun: received.lun,
             unit: None,
@@ -218,7 +215,6 @@ impl Task {
             device_ios: 0,
             receiving: 0,
             failure: None,
-            status: Status::Good,
             waits_for_buffer: false,
             covers: 0,
             ticket: None,
@@ -305,7 +301,9 @@ impl TaskList {
 
     /// Takes a task out that is in the list.
     pub(crate) fn remove<const LIST: usize>(&mut self, tasks: &mut Slab<Task>, id: TaskId) {
-        let Some(link) = tasks.get_mut(id.0).map(|task| std::mem::take(&mut task.links[LIST])) else { return };
+        let Some(link) = tasks.get_mut(id.0).map(|task| std::mem::take(&mut task.links[LIST])) else {
+            return;
+        };
         match link.previous.and_then(|task| tasks.get_mut(task.0)) {
             Some(previous) => previous.links[LIST].next = link.next,
             None => self.head = link.next,

@@ -2,11 +2,11 @@
 
 use base::Slab;
 
+use crate::TaskId;
 use crate::logical_unit::ActiveFreeze;
 use crate::message::Change;
 use crate::ordering_table::{MediumRange, Order, TaskClass, order};
 use crate::task::{SET_LIST, Task, TaskList, TaskPhase};
-use crate::TaskId;
 
 /// The tasks of one unit on one core, oldest first; HEAD OF QUEUE tasks enter at the front.
 #[derive(Debug, Default)]

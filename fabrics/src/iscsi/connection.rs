@@ -74,7 +74,7 @@ pub(super) struct Connection {
     pub cid: u16,
     pub parameters: SessionParameters,
     pub login: Option<Box<LoginMachine>>,
-    pub text: Option<TextMachine>,
+    pub text: TextMachine,
     /// R2Ts and unsolicited sequences that are not complete.
     pub solicited: u32,
     pub login_deadline: Instant,
@@ -151,7 +151,7 @@ impl Connection {
             cid: 0,
             parameters: parameters_before_login(),
             login: Some(Box::default()),
-            text: None,
+            text: TextMachine::new(),
             solicited: 0,
             login_deadline: now + login_time,
             end_deadline: None,

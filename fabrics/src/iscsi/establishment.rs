@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use scsi::{NexusToken, PortEvent};
-use wire::iscsi::{Bhs, LoginRequest, LoginResponse, Pdu, TextRequest, TextResponse};
+use wire::iscsi::{Bhs, LoginRequest, LoginResponse, Pdu, TextRequest};
 
 use super::connection::{Connection, Phase};
 use super::session::{NewSession, NexusState, Session};
 use super::tables::Tables;
 use super::transmit::{ItemData, Notice};
-use super::{LoginEnvironment, LoginOutcome, LoginStep, SessionType, TextMachine, TextStep};
+use super::{LoginEnvironment, LoginOutcome, LoginStep, SessionType, TextStep};
 
 /// Login status codes (RFC 7143 §11.13.5): class, detail.
 mod status {
@@ -98,7 +98,7 @@ impl Connection {
                 "no session handle is free",
             );
         };
-        self.text = Some(TextMachine::new(&outcome));
+        self.text.begin(&outcome);
         let session = Session::new(NewSession {
             kind: outcome.session_type,
             tsih,
@@ -167,27 +167,20 @@ impl Connection {
 
     /// Text Request (RFC 7143 §11.10).
     pub fn handle_text(&mut self, tables: &mut Tables, bhs: &Bhs, request: &TextRequest, data: &[u8]) {
-        let Some(mut machine) = self.text.take() else { return };
+        let kind = self
+            .session
+            .and_then(|key| tables.sessions.get(key))
+            .map_or(SessionType::Normal, |session| session.kind);
         let config = Arc::clone(&tables.config);
         let environment = LoginEnvironment { config: &config, peer: self.peer, local: self.local };
         let mut reply = std::mem::take(&mut tables.reply);
         reply.clear();
-        let step = machine.handle_request(environment, &mut self.parameters, request, data, &mut reply);
-        self.text = Some(machine);
+        let step =
+            self.text.handle_request(environment, kind, &mut self.parameters, request, data, &mut reply);
         self.transmitter.segment_length_max = self.parameters.max_send_data_segment_length.max(512);
         match step {
-            TextStep::Respond { final_, continue_, target_transfer_tag } => {
-                let response = TextResponse {
-                    final_,
-                    continue_,
-                    lun: request.lun,
-                    initiator_task_tag: request.initiator_task_tag,
-                    target_transfer_tag,
-                    stat_sn: 0,
-                    exp_cmd_sn: 0,
-                    max_cmd_sn: 0,
-                    data_segment_length: u32::try_from(reply.len()).unwrap_or(0),
-                };
+            TextStep::Respond(mut response) => {
+                response.data_segment_length = u32::try_from(reply.len()).unwrap_or(0);
                 self.control(Pdu::TextResponse(response), ItemData::Heap(reply.clone()), Notice::None);
             }
             TextStep::Reject(reason) => self.reject(bhs, reason),

@@ -126,7 +126,7 @@ impl<N: Network> IscsiPort<N> {
             Some(node.target) == session.target_device
                 && session.target.as_ref() == Some(&node.name)
                 && peer.is_some_and(|peer| {
-                    super::access::admits(config, node, session.portal_group, &session.initiator, peer.ip())
+                    super::access::admits(config, node, session.portal_group, &session.initiator, peer)
                 })
         })
     }

@@ -10,7 +10,7 @@ use base::DataBuf;
 use bdev::{BlockIo, BlockOp, IoCompletion};
 use wire::scsi::{Sense, SenseKey, Status};
 
-use crate::message::{Change, Message, NexusReference};
+use crate::message::{Change, Message, NexusReference, Ticket};
 use crate::target::{TicketHolder, environment};
 use crate::task::{Abort, BurstPhase, Step, TaskPhase, io_tag};
 use crate::{Effect, LogicalUnitId, Plan, Target, TaskId, UnitChange};
@@ -98,15 +98,24 @@ impl Target {
     }
 
     fn wait_for_buffer(&mut self, id: TaskId) {
-        if let Some(task) = self.tasks.get_mut(id.0) {
-            if !std::mem::replace(&mut task.waits_for_buffer, true) && !self.serving {
-                self.buffer_waiters.push_back(id);
-            }
+        if let Some(task) = self.tasks.get_mut(id.0)
+            && !std::mem::replace(&mut task.waits_for_buffer, true)
+            && !self.serving
+        {
+            self.buffer_waiters.push_back(id);
         }
     }
 
     /// Submits burst `burst` of the task.
-    fn submit(&mut self, id: TaskId, burst: usize, op: BlockOp, lba: u64, blocks: u64, data: Option<DataBuf>) {
+    fn submit(
+        &mut self,
+        id: TaskId,
+        burst: usize,
+        op: BlockOp,
+        lba: u64,
+        blocks: u64,
+        data: Option<DataBuf>,
+    ) {
         let Some(task) = self.tasks.get_mut(id.0) else { return };
         let Some(unit) = task.unit else { return };
         task.device_ios += 1;
@@ -187,9 +196,12 @@ impl Target {
     fn park(&mut self, id: TaskId, change: UnitChange) {
         let Some(unit) = self.tasks.get(id.0).and_then(|task| task.unit) else { return };
         let Some(home) = self.unit(unit).map(|unit| unit.home_core) else { return };
+        // An ORDERED task gives its lease back first: its change would queue behind it.
+        self.release_lease(id);
         let ticket = self.ticket(TicketHolder::Task(id));
         let Some(task) = self.tasks.get_mut(id.0) else { return };
         task.phase = TaskPhase::Parked;
+        task.ticket = Some(ticket);
         let origin = Some(NexusReference { core: self.core, nexus: task.nexus });
         // A parked task must not hold up the changes before its own.
         self.uncover_from_drains(id);
@@ -197,11 +209,12 @@ impl Target {
     }
 
     /// The change a task was parked for is made, or could not be made.
-    pub(crate) fn unpark(&mut self, id: TaskId, result: Result<(), Sense>) {
+    pub(crate) fn unpark(&mut self, id: TaskId, ticket: Ticket, result: Result<(), Sense>) {
         let Some(task) = self.tasks.get_mut(id.0) else { return };
-        if task.phase != TaskPhase::Parked {
+        if task.phase != TaskPhase::Parked || task.ticket != Some(ticket) {
             return;
         }
+        task.ticket = None;
         task.phase = TaskPhase::Running;
         if task.abort != Abort::No {
             return self.settle(id);

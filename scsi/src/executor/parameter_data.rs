@@ -8,10 +8,6 @@ use crate::target::environment;
 use crate::task::{BurstPhase, Step};
 use crate::{Effect, ParameterIn, ParameterOut, Target, TaskId, UnitState};
 
-/// GET LBA STATUS: bytes of the header, and of a descriptor (SBC-4 §5.7).
-const LBA_STATUS_HEADER: usize = 8;
-const LBA_STATUS_DESCRIPTOR: usize = 16;
-
 impl Target {
     /// Renders parameter data and sends it, with the status.
     pub(super) fn send_parameter(&mut self, id: TaskId, kind: ParameterIn, allocation_length: u32) {
@@ -31,11 +27,8 @@ impl Target {
         let mut environment = environment(&self.units, nexus, &self.limits, task);
         environment.pending_sense = attention.map(crate::unit_attention::UnitAttention::sense);
         let full = match data.as_mut() {
-            Some(data) => {
-                // A buffer has somebody else's bytes in it until it is overwritten.
-                data.fill(0);
-                kind.render(&environment, data)
-            }
+            // `render` overwrites all of it: a buffer has somebody else's bytes in it until then.
+            Some(data) => kind.render(&environment, data),
             None => kind.render(&environment, &mut []),
         };
         let length = full.min(allocation_length as usize);
@@ -80,6 +73,18 @@ impl Target {
         }
     }
 
+    /// Checks an UNMAP parameter list as a whole, before any block is touched.
+    pub(super) fn check_and_discard(&mut self, id: TaskId) {
+        let Some(task) = self.tasks.get_mut(id.0) else { return };
+        let Some(nexus) = self.nexuses.get(task.nexus.0) else { return };
+        let environment = environment(&self.units, nexus, &self.limits, task);
+        let list = task.bursts[0].data.as_deref().unwrap_or(&[]);
+        match parameter::unmap_check(list, &environment) {
+            Ok(()) => self.next_descriptor(id),
+            Err(sense) => task.fail(sense),
+        }
+    }
+
     /// The next descriptor of an UNMAP parameter list.
     pub(super) fn next_descriptor(&mut self, id: TaskId) {
         let Some(list) = self.take_first(id) else { return };
@@ -96,7 +101,7 @@ impl Target {
             let Some(nexus) = self.nexuses.get(task.nexus.0) else { return };
             let environment = environment(&self.units, nexus, &self.limits, task);
             let most = environment.unit.map_or(0, |view| view.geometry.provisioning.discard_blocks_max);
-            let index = usize::try_from(task.next).unwrap_or(usize::MAX);
+            let index = u32::try_from(task.next).unwrap_or(u32::MAX);
             match parameter::unmap_descriptor(list, index, &environment) {
                 None => return self.end(id, Status::Good, None),
                 Some(Err(sense)) => return task.fail(sense),
@@ -118,7 +123,7 @@ impl Target {
     }
 
     /// GET LBA STATUS: asks the device for one extent after the other while there is room for a descriptor.
-    /// `next` is the offset from the starting block, `done` the bytes rendered.
+    /// `next` is the offset from the starting block, `done` the descriptors rendered.
     pub(super) fn step_lba_status(&mut self, id: TaskId, lba: u64, allocation_length: u32) {
         let Some(task) = self.tasks.get(id.0) else { return };
         if !matches!(task.step, Step::Begin | Step::HaveBoth) {
@@ -128,20 +133,23 @@ impl Target {
         let (capacity, reports) = (view.geometry.blocks, view.geometry.provisioning.reports_extents);
         let ready = view.state == UnitState::Ready;
         if task.step == Step::Begin {
-            let room = u64::from(allocation_length).min(u64::from(self.limits.burst_length_bytes)).min(4096);
-            let room = u32::try_from(room.max((LBA_STATUS_HEADER + LBA_STATUS_DESCRIPTOR) as u64)).unwrap_or(4096);
+            // At least one descriptor is always made, and cut to the allocation length afterwards.
+            let most = parameter::lba_status_length(parameter::LBA_STATUS_DESCRIPTORS_MAX);
+            let room = (allocation_length as usize).clamp(parameter::lba_status_length(1), most);
+            let room = u32::try_from(room).unwrap_or(u32::MAX);
             let Some(mut data) = self.take_buffer(id, room, false) else { return };
             data.fill(0);
             self.put_first(id, Some(data));
             if let Some(task) = self.tasks.get_mut(id.0) {
-                task.done = LBA_STATUS_HEADER as u64;
                 task.step = Step::HaveBoth;
             }
         }
         let Some(task) = self.tasks.get_mut(id.0) else { return };
         let at = lba.saturating_add(task.next);
         let room = task.bursts[0].data.as_ref().map_or(0, |data| data.len());
-        let fits = task.done as usize + LBA_STATUS_DESCRIPTOR <= room;
+        let descriptors = u32::try_from(task.done).unwrap_or(u32::MAX);
+        let fits = descriptors < parameter::LBA_STATUS_DESCRIPTORS_MAX
+            && parameter::lba_status_length(descriptors.saturating_add(1)) <= room;
         if at >= capacity || !fits || !ready {
             return self.finish_lba_status(id, allocation_length);
         }
@@ -160,21 +168,13 @@ impl Target {
             Ok(crate::Plan::LbaStatus { lba, .. }) => lba.saturating_add(task.next),
             _ => return,
         };
-        // A descriptor counts at most 32 bits of blocks; a longer extent goes on in the next one.
-        let blocks = u32::try_from(extent.blocks).unwrap_or(u32::MAX).max(1);
-        let status = match extent.state {
-            ExtentState::Mapped => 0u8,
-            ExtentState::Deallocated => 1,
-            ExtentState::Anchored => 2,
-        };
-        let at = task.done as usize;
-        let descriptor = task.bursts[0].data.as_mut().and_then(|data| data.get_mut(at..at + LBA_STATUS_DESCRIPTOR));
-        if let Some(descriptor) = descriptor {
-            descriptor[..8].copy_from_slice(&lba.to_be_bytes());
-            descriptor[8..12].copy_from_slice(&blocks.to_be_bytes());
-            descriptor[12] = status;
+        let mut blocks = 1;
+        if let Some(data) = task.bursts[0].data.as_mut() {
+            blocks =
+                parameter::lba_status_descriptor(u32::try_from(task.done).unwrap_or(0), lba, extent, data)
+                    .max(1);
         }
-        task.done += LBA_STATUS_DESCRIPTOR as u64;
+        task.done += 1;
         task.next = task.next.saturating_add(u64::from(blocks));
         task.step = Step::Begin;
         if task.bursts[0].data.is_some() {
@@ -188,12 +188,9 @@ impl Target {
     fn finish_lba_status(&mut self, id: TaskId, allocation_length: u32) {
         let Some(mut data) = self.take_first(id) else { return };
         let Some(task) = self.tasks.get_mut(id.0) else { return };
-        let full = task.done as usize;
-        // PARAMETER DATA LENGTH counts what follows it.
-        let length = u32::try_from(full.saturating_sub(4)).unwrap_or(u32::MAX);
-        if let Some(header) = data.get_mut(..4) {
-            header.copy_from_slice(&length.to_be_bytes());
-        }
+        let descriptors = u32::try_from(task.done).unwrap_or(0);
+        parameter::lba_status_header(descriptors, &mut data);
+        let full = parameter::lba_status_length(descriptors);
         let wanted = full.min(allocation_length as usize);
         task.data_in_length = wanted as u64;
         let sent = usize::try_from(task.clip_in(wanted as u64)).unwrap_or(0);

@@ -29,12 +29,15 @@ impl Target {
             _ => 0,
         };
         let needs = match plan {
-            Plan::VerifyCompare { one_block: true, .. } | Plan::WriteSame { no_data_out: false, .. } => block_size,
+            Plan::VerifyCompare { one_block: true, .. } | Plan::WriteSame { no_data_out: false, .. } => {
+                block_size
+            }
             Plan::CompareAndWrite { blocks, .. } => u64::from(blocks) * block_size * 2,
             _ => 0,
         };
-        let too_long = matches!(plan, Plan::CompareAndWrite { .. } | Plan::Unmap { .. } | Plan::ParameterOut { .. })
-            && out > u64::from(self.limits.burst_length_bytes);
+        let too_long =
+            matches!(plan, Plan::CompareAndWrite { .. } | Plan::Unmap { .. } | Plan::ParameterOut { .. })
+                && out > u64::from(self.limits.burst_length_bytes);
         if (task.end > 0 && out < needs) || too_long {
             // The initiator brings less than the command cannot do without.
             task.fail(Sense::invalid_field_in_cdb(0, None));
@@ -56,13 +59,23 @@ impl Target {
                 Plan::VerifyCompare { .. } | Plan::WriteAndVerify { .. } | Plan::OrWrite { .. } => {
                     self.step_chunk(id, plan);
                 }
-                Plan::CompareAndWrite { lba, blocks, fua } => self.step_compare_and_write(id, lba, blocks, fua),
-                Plan::WriteSame { lba, unmap, no_data_out, .. } => self.step_write_same(id, lba, unmap, no_data_out),
-                Plan::Synchronize { lba, blocks, immediate } => self.step_synchronize(id, lba, blocks, immediate),
+                Plan::CompareAndWrite { lba, blocks, fua } => {
+                    self.step_compare_and_write(id, lba, blocks, fua)
+                }
+                Plan::WriteSame { lba, unmap, no_data_out, .. } => {
+                    self.step_write_same(id, lba, unmap, no_data_out)
+                }
+                Plan::Synchronize { lba, blocks, immediate } => {
+                    self.step_synchronize(id, lba, blocks, immediate)
+                }
                 Plan::Unmap { .. } => self.step_unmap(id),
                 Plan::ParameterOut { kind, .. } => self.step_parameter_out(id, kind),
-                Plan::ParameterIn { kind, allocation_length } => self.send_parameter(id, kind, allocation_length),
-                Plan::LbaStatus { lba, allocation_length } => self.step_lba_status(id, lba, allocation_length),
+                Plan::ParameterIn { kind, allocation_length } => {
+                    self.send_parameter(id, kind, allocation_length)
+                }
+                Plan::LbaStatus { lba, allocation_length } => {
+                    self.step_lba_status(id, lba, allocation_length)
+                }
                 _ => return,
             }
             if self.end_if_failed(id) {
@@ -105,15 +118,21 @@ impl Target {
     /// one. Buffers are taken all or none. `direct` lets immediate data be the first buffer itself.
     fn obtain(&mut self, id: TaskId, offset: u64, length: u32, second: u32, direct: bool) {
         let Some(task) = self.tasks.get_mut(id.0) else { return };
-        let here = task.immediate.as_ref().map_or(0, |data| u32::try_from(data.len()).unwrap_or(u32::MAX)).min(length);
+        let here = task
+            .immediate
+            .as_ref()
+            .map_or(0, |data| u32::try_from(data.len()).unwrap_or(u32::MAX))
+            .min(length);
         let whole = here == length;
         let mut first = task.bursts[0].data.take();
         let mut other = task.bursts[1].data.take();
-        if first.is_none() && direct && whole {
-            if let Some(mut immediate) = task.immediate.take() {
-                immediate.truncate(length as usize);
-                first = Some(immediate);
-            }
+        if first.is_none()
+            && direct
+            && whole
+            && let Some(mut immediate) = task.immediate.take()
+        {
+            immediate.truncate(length as usize);
+            first = Some(immediate);
         }
         let is_direct = first.is_some() && direct && whole;
         if first.is_none() {
@@ -124,8 +143,11 @@ impl Target {
         }
         // Data that is here in part needs a third buffer for the rest.
         let rest = length - here;
-        let staging = if here > 0 && rest > 0 && first.is_some() { self.take_buffer(id, rest, false) } else { None };
-        let complete = first.is_some() && (second == 0 || other.is_some()) && (here == 0 || rest == 0 || staging.is_some());
+        let staging =
+            if here > 0 && rest > 0 && first.is_some() { self.take_buffer(id, rest, false) } else { None };
+        let complete = first.is_some()
+            && (second == 0 || other.is_some())
+            && (here == 0 || rest == 0 || staging.is_some());
         let Some(task) = self.tasks.get_mut(id.0) else { return };
         if !complete {
             // Give back what was taken: whoever queues holds nothing, except the data that came with the command.
@@ -216,7 +238,8 @@ impl Target {
                 return;
             }
             let lba = plan_lba(&plan).saturating_add(task.next);
-            let access = if matches!(step, Step::Reading | Step::ReadingBack) { Access::Read } else { Access::Write };
+            let access =
+                if matches!(step, Step::Reading | Step::ReadingBack) { Access::Read } else { Access::Write };
             return task.fail(device_error::sense(error, access, lba));
         }
         match step {
@@ -228,6 +251,9 @@ impl Target {
                 let to_first = matches!(plan, Plan::WriteAndVerify { .. });
                 task.bursts[usize::from(!to_first)].data = io.data;
                 task.step = Step::Written;
+                if matches!(plan, Plan::WriteSame { .. }) {
+                    task.next += task.done;
+                }
             }
             _ => {
                 self.step_worked(id, plan, io.result.unwrap_or(bdev::IoValue::Done));
@@ -314,7 +340,9 @@ impl Target {
     /// The offset of the first byte where the two buffers differ.
     fn first_difference(&self, id: TaskId, one_block: bool) -> Option<usize> {
         let task = self.tasks.get(id.0)?;
-        let (Some(first), Some(second)) = (&task.bursts[0].data, &task.bursts[1].data) else { return Some(0) };
+        let (Some(first), Some(second)) = (&task.bursts[0].data, &task.bursts[1].data) else {
+            return Some(0);
+        };
         let (first, second): (&[u8], &[u8]) = (first, second);
         if !one_block {
             let second = second.get(..second.len().min(first.len()))?;
@@ -409,7 +437,7 @@ impl Target {
                     data.truncate(chunk as usize);
                 }
                 if let Some(task) = self.tasks.get_mut(id.0) {
-                    task.next += chunk_blocks;
+                    task.done = chunk_blocks;
                     task.step = Step::Writing;
                 }
                 self.submit_step(id, BlockOp::Write { fua }, lba.saturating_add(next), chunk_blocks, data);
@@ -450,7 +478,8 @@ impl Target {
                 let length = u32::try_from(task.transfer).unwrap_or(0);
                 self.obtain(id, 0, length, 0, true);
             }
-            Step::Received => self.next_descriptor(id),
+            Step::Received => self.check_and_discard(id),
+            Step::HaveBoth => self.next_descriptor(id),
             _ => {}
         }
     }
@@ -463,7 +492,7 @@ impl Target {
                 task.next += task.done;
                 // `step_write_same` begins the next piece.
             }
-            (Plan::Unmap { .. }, _) => task.step = Step::Received,
+            (Plan::Unmap { .. }, _) => task.step = Step::HaveBoth,
             (Plan::LbaStatus { .. }, bdev::IoValue::Extent(extent)) => self.extent_known(id, extent),
             _ => self.end(id, Status::Good, None),
         }

@@ -69,8 +69,11 @@ impl Target {
             data.truncate(usize::try_from(task.transfer - offset).unwrap_or(usize::MAX));
             let exchange = task.exchange;
             let offset = u32::try_from(offset).unwrap_or(u32::MAX);
-            let status =
-                if is_last { self.tasks.get(id.0).map(|task| self.command_status(task, Status::Good, None)) } else { None };
+            let status = if is_last {
+                self.tasks.get(id.0).map(|task| self.command_status(task, Status::Good, None))
+            } else {
+                None
+            };
             self.effects.push_back(Effect::SendDataIn { exchange, task: id, offset, data, status });
             if is_last {
                 return self.status_sent(id);
@@ -113,7 +116,8 @@ impl Target {
             if task.next >= task.end {
                 break;
             }
-            let first_free = task.bursts.iter().take(self.bursts_max).position(|burst| burst.phase == BurstPhase::Free);
+            let first_free =
+                task.bursts.iter().take(self.bursts_max).position(|burst| burst.phase == BurstPhase::Free);
             let Some(slot) = first_free else { break };
             let length = u32::try_from(task.end - task.next).unwrap_or(u32::MAX).min(burst_bytes);
             let here = task.immediate.as_ref().map_or(0, |data| data.len());
@@ -128,14 +132,23 @@ impl Target {
                 break;
             }
         }
-        let is_done = |task: &crate::task::Task| task.next >= task.end && task.device_ios == 0 && task.receiving == 0;
+        let is_done =
+            |task: &crate::task::Task| task.next >= task.end && task.device_ios == 0 && task.receiving == 0;
         if self.tasks.get(id.0).is_some_and(is_done) {
             self.end(id, Status::Good, None);
         }
     }
 
     /// The whole blocks of the immediate data are a burst of their own: no copy.
-    fn write_immediate(&mut self, id: TaskId, slot: usize, lba: u64, fua: bool, length: u32, block_size: u32) -> bool {
+    fn write_immediate(
+        &mut self,
+        id: TaskId,
+        slot: usize,
+        lba: u64,
+        fua: bool,
+        length: u32,
+        block_size: u32,
+    ) -> bool {
         let Some(task) = self.tasks.get_mut(id.0) else { return false };
         let Some(immediate) = task.immediate.as_mut() else { return false };
         let here = u32::try_from(immediate.len()).unwrap_or(u32::MAX);
@@ -196,7 +209,15 @@ impl Target {
         true
     }
 
-    fn lend(&mut self, id: TaskId, slot: usize, offset: u64, length: u32, whole: Option<DataBuf>, data: DataBuf) {
+    fn lend(
+        &mut self,
+        id: TaskId,
+        slot: usize,
+        offset: u64,
+        length: u32,
+        whole: Option<DataBuf>,
+        data: DataBuf,
+    ) {
         let Some(task) = self.tasks.get_mut(id.0) else { return };
         task.receiving += 1;
         let exchange = task.exchange;
@@ -225,15 +246,17 @@ impl Target {
         let whole = burst.data.take();
         let data = match (result, whole) {
             (Ok(data), None) => Ok(data),
-            (Ok(data), Some(mut whole)) => match length.checked_sub(data.len()).and_then(|at| whole.get_mut(at..)) {
-                Some(rest) => {
-                    rest.copy_from_slice(&data);
-                    self.payload_bytes_copied += data.len() as u64;
-                    burst.offset -= (length - data.len()) as u64;
-                    Ok(whole)
+            (Ok(data), Some(mut whole)) => {
+                match length.checked_sub(data.len()).and_then(|at| whole.get_mut(at..)) {
+                    Some(rest) => {
+                        rest.copy_from_slice(&data);
+                        self.payload_bytes_copied += data.len() as u64;
+                        burst.offset -= (length - data.len()) as u64;
+                        Ok(whole)
+                    }
+                    None => Err(DATA_PHASE_ERROR),
                 }
-                None => Err(DATA_PHASE_ERROR),
-            },
+            }
             (Err(sense), _) => Err(sense),
         };
         match data {

@@ -219,14 +219,15 @@ fn status_responses() -> impl Strategy<Value = Pdu> {
         let [a, b, c, d] = raw.flags;
         let [stat_sn, exp_cmd_sn, max_cmd_sn] = raw.serials;
         let [x, y, z] = raw.words;
+        let completed = raw.bytes[0] & 1 == 0;
         match which {
             0 => Pdu::ScsiResponse(ScsiResponse {
-                response: if raw.bytes[0] & 1 == 0 { 0 } else { 0x80 | raw.bytes[0] },
-                status: if raw.bytes[0] & 1 == 0 { raw.status } else { Status::Good },
-                residual_overflow: a,
-                residual_underflow: b && !a,
-                bidirectional_overflow: c && !d,
-                bidirectional_underflow: d,
+                response: if completed { 0 } else { 0x80 | raw.bytes[0] },
+                status: if completed { raw.status } else { Status::Good },
+                residual_overflow: a && completed,
+                residual_underflow: b && !a && completed,
+                bidirectional_overflow: c && !d && completed,
+                bidirectional_underflow: d && completed,
                 initiator_task_tag: raw.itt,
                 snack_tag: raw.ttt,
                 stat_sn,
@@ -666,4 +667,115 @@ fn known_bytes() {
     let mut bhs = [0xFF; BHS_LENGTH];
     command.emit(&mut bhs);
     assert_eq!(bhs, expected);
+}
+
+/// A header in which every byte from 8 on is its own offset, so that a field read at the wrong place shows.
+fn numbered(byte0: u8, byte1: u8) -> Pdu {
+    let mut bhs: Bhs = std::array::from_fn(|at| if at < 8 { 0 } else { at as u8 });
+    bhs[0] = byte0;
+    bhs[1] = byte1;
+    if byte0 == opcode::ASYNC_MESSAGE {
+        bhs[36] = 2;
+    }
+    if byte0 == opcode::REJECT {
+        bhs[2] = 4;
+    }
+    if byte0 == opcode::LOGIN_RESPONSE {
+        bhs[36] = 0;
+    }
+    Pdu::parse(&bhs, &[]).unwrap()
+}
+
+fn word(at: u32) -> u32 {
+    0x0001_0203 + at * 0x0101_0101
+}
+
+fn half(at: u16) -> u16 {
+    0x0001 + at * 0x0101
+}
+
+/// Offsets from the figures of RFC 7143 §11.
+#[test]
+fn fields_lie_where_the_standard_puts_them() {
+    let lun = Lun(0x0809_0A0B_0C0D_0E0F);
+    let serials = [word(24), word(28), word(32)];
+    let Pdu::NopOut(p) = numbered(0x40, 0x80) else { panic!() };
+    assert_eq!((p.lun, p.initiator_task_tag, p.target_transfer_tag), (lun, word(16), word(20)));
+    assert_eq!((p.immediate, p.cmd_sn, p.exp_stat_sn), (true, word(24), word(28)));
+    let Pdu::ScsiCommand(p) = numbered(0x01, 0xE2) else { panic!() };
+    assert_eq!((p.lun, p.initiator_task_tag, p.expected_data_transfer_length), (lun, word(16), word(20)));
+    assert_eq!((p.cmd_sn, p.exp_stat_sn, p.cdb.operation_code()), (word(24), word(28), 32));
+    assert_eq!((p.final_, p.read, p.write, p.attribute), (true, true, true, TaskAttribute::Ordered));
+    let Pdu::TaskManagementRequest(p) = numbered(0x02, 0x85) else { panic!() };
+    assert_eq!(
+        (p.function, p.lun, p.initiator_task_tag, p.referenced_task_tag),
+        (5, lun, word(16), word(20))
+    );
+    assert_eq!([p.cmd_sn, p.exp_stat_sn, p.ref_cmd_sn, p.exp_data_sn], [24, 28, 32, 36].map(word));
+    let Pdu::LoginRequest(p) = numbered(0x43, 0x81) else { panic!() };
+    assert_eq!((p.isid, p.tsih, p.cid), ([8, 9, 10, 11, 12, 13], half(14), half(20)));
+    assert_eq!([p.initiator_task_tag, p.cmd_sn, p.exp_stat_sn], [16, 24, 28].map(word));
+    let Pdu::TextRequest(p) = numbered(0x04, 0x40) else { panic!() };
+    assert_eq!((p.final_, p.continue_, p.lun), (false, true, lun));
+    let tags = [p.initiator_task_tag, p.target_transfer_tag, p.cmd_sn, p.exp_stat_sn];
+    assert_eq!(tags, [16, 20, 24, 28].map(word));
+    let Pdu::DataOut(p) = numbered(0x05, 0x80) else { panic!() };
+    assert_eq!(
+        (p.final_, p.lun, p.initiator_task_tag, p.target_transfer_tag),
+        (true, lun, word(16), word(20))
+    );
+    assert_eq!([p.exp_stat_sn, p.data_sn, p.buffer_offset], [28, 36, 40].map(word));
+    let Pdu::LogoutRequest(p) = numbered(0x06, 0x81) else { panic!() };
+    assert_eq!((p.reason, p.cid), (LogoutReason::CloseConnection, half(20)));
+    assert_eq!([p.initiator_task_tag, p.cmd_sn, p.exp_stat_sn], [16, 24, 28].map(word));
+    let Pdu::SnackRequest(p) = numbered(0x10, 0x82) else { panic!() };
+    assert_eq!((p.kind, p.lun), (SnackType::DataAck, lun));
+    let words = [p.initiator_task_tag, p.target_transfer_tag, p.exp_stat_sn, p.beg_run, p.run_length];
+    assert_eq!(words, [16, 20, 28, 40, 44].map(word));
+
+    let Pdu::NopIn(p) = numbered(0x20, 0x80) else { panic!() };
+    assert_eq!((p.lun, p.initiator_task_tag, p.target_transfer_tag), (lun, word(16), word(20)));
+    assert_eq!([p.stat_sn, p.exp_cmd_sn, p.max_cmd_sn], serials);
+    let Pdu::ScsiResponse(p) = numbered(0x21, 0x92) else { panic!() };
+    assert!(
+        p.bidirectional_overflow
+            && p.residual_underflow
+            && !p.residual_overflow
+            && !p.bidirectional_underflow
+    );
+    assert_eq!([p.stat_sn, p.exp_cmd_sn, p.max_cmd_sn], serials);
+    let words =
+        [p.initiator_task_tag, p.snack_tag, p.exp_data_sn, p.bidirectional_residual_count, p.residual_count];
+    assert_eq!(words, [16, 20, 36, 40, 44].map(word));
+    let Pdu::TaskManagementResponse(p) = numbered(0x22, 0x80) else { panic!() };
+    assert_eq!([p.stat_sn, p.exp_cmd_sn, p.max_cmd_sn, p.initiator_task_tag], [24, 28, 32, 16].map(word));
+    let Pdu::LoginResponse(p) = numbered(0x23, 0x87) else { panic!() };
+    assert_eq!((p.isid, p.tsih, p.status_detail), ([8, 9, 10, 11, 12, 13], half(14), 37));
+    assert_eq!([p.stat_sn, p.exp_cmd_sn, p.max_cmd_sn, p.initiator_task_tag], [24, 28, 32, 16].map(word));
+    let Pdu::TextResponse(p) = numbered(0x24, 0x80) else { panic!() };
+    assert_eq!(
+        (p.final_, p.lun, p.initiator_task_tag, p.target_transfer_tag),
+        (true, lun, word(16), word(20))
+    );
+    assert_eq!([p.stat_sn, p.exp_cmd_sn, p.max_cmd_sn], serials);
+    let Pdu::DataIn(p) = numbered(0x25, 0xC3) else { panic!() };
+    assert!(p.final_ && p.acknowledge && p.residual_underflow && !p.residual_overflow && p.status.is_some());
+    assert_eq!((p.lun, p.initiator_task_tag, p.target_transfer_tag), (lun, word(16), word(20)));
+    assert_eq!([p.stat_sn, p.exp_cmd_sn, p.max_cmd_sn], serials);
+    assert_eq!([p.data_sn, p.buffer_offset, p.residual_count], [36, 40, 44].map(word));
+    let Pdu::LogoutResponse(p) = numbered(0x26, 0x80) else { panic!() };
+    assert_eq!([p.stat_sn, p.exp_cmd_sn, p.max_cmd_sn, p.initiator_task_tag], [24, 28, 32, 16].map(word));
+    assert_eq!((p.time_to_wait, p.time_to_retain), (half(40), half(42)));
+    let Pdu::R2t(p) = numbered(0x31, 0x80) else { panic!() };
+    assert_eq!((p.lun, p.initiator_task_tag, p.target_transfer_tag), (lun, word(16), word(20)));
+    assert_eq!([p.stat_sn, p.exp_cmd_sn, p.max_cmd_sn], serials);
+    assert_eq!([p.r2t_sn, p.buffer_offset, p.desired_data_transfer_length], [36, 40, 44].map(word));
+    let Pdu::AsyncMessage(p) = numbered(0x32, 0x80) else { panic!() };
+    let dropped =
+        AsyncEvent::ConnectionDropped { cid: half(38), time_to_wait: half(40), time_to_retain: half(42) };
+    assert_eq!((p.event, p.vendor_code, p.lun), (dropped, 37, lun));
+    assert_eq!([p.stat_sn, p.exp_cmd_sn, p.max_cmd_sn], serials);
+    let Pdu::Reject(p) = numbered(0x3F, 0x80) else { panic!() };
+    assert_eq!((p.reason, p.data_sn_or_r2t_sn), (RejectReason::ProtocolError, word(36)));
+    assert_eq!([p.stat_sn, p.exp_cmd_sn, p.max_cmd_sn], serials);
 }

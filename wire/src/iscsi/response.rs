@@ -19,8 +19,8 @@ fn put_serials(bhs: &mut Bhs, stat_sn: u32, exp_cmd_sn: u32, max_cmd_sn: u32) {
 }
 
 impl ScsiResponse {
-    /// Reads a SCSI Response (RFC 7143 §11.4). The status means nothing unless `response` is 0 (§11.4.2); it is then
-    /// read as Good.
+    /// Reads a SCSI Response (RFC 7143 §11.4). Status and residual flags mean nothing unless `response` is 0
+    /// (§11.4.3); they are otherwise read as Good and as not set.
     ///
     /// # Errors
     /// Reserved response or status codes; overflow with underflow.
@@ -34,13 +34,14 @@ impl ScsiResponse {
             Some(status) => status,
             None => return Err(ParseError::invalid("Status")),
         };
+        let completed = response == 0;
         let parsed = ScsiResponse {
             response,
             status,
-            residual_overflow: bit::<1>(bhs, 0x04),
-            residual_underflow: bit::<1>(bhs, 0x02),
-            bidirectional_overflow: bit::<1>(bhs, 0x10),
-            bidirectional_underflow: bit::<1>(bhs, 0x08),
+            residual_overflow: completed && bit::<1>(bhs, 0x04),
+            residual_underflow: completed && bit::<1>(bhs, 0x02),
+            bidirectional_overflow: completed && bit::<1>(bhs, 0x10),
+            bidirectional_underflow: completed && bit::<1>(bhs, 0x08),
             initiator_task_tag: u32_at::<16>(bhs),
             snack_tag: u32_at::<20>(bhs),
             stat_sn: u32_at::<24>(bhs),
@@ -66,7 +67,7 @@ impl ScsiResponse {
             | flag(self.bidirectional_underflow, 0x08)
             | flag(self.residual_overflow, 0x04)
             | flag(self.residual_underflow, 0x02);
-        start(bhs, opcode::SCSI_RESPONSE, 0x80 | flags);
+        start(bhs, opcode::SCSI_RESPONSE, 0x80 | if self.response == 0 { flags } else { 0 });
         bhs[2] = self.response;
         bhs[3] = if self.response == 0 { self.status as u8 } else { 0 };
         put_data_segment_length(bhs, self.data_segment_length);

@@ -250,6 +250,16 @@ fn illegal_data_in_is_reported() {
         (DataIn { status: Some(Status::Good), stat_sn: 103, ..data_in(1, 0, 0) }, "StatSN"),
         (DataIn { status: Some(Status::Good), stat_sn: 102, ..data_in(1, 0, 0) }, "residual"),
         (DataIn { status: Some(Status::CheckCondition), stat_sn: 102, ..data_in(1, 0, 0) }, "sense"),
+        (
+            DataIn {
+                status: Some(Status::Good),
+                stat_sn: 102,
+                exp_cmd_sn: 1,
+                max_cmd_sn: 4,
+                ..data_in(1, 0, 0)
+            },
+            "acknowledged",
+        ),
         (DataIn { target_transfer_tag: 4, ..data_in(1, 0, 0) }, "transfer tag"),
         (DataIn { acknowledge: true, ..data_in(1, 0, 0) }, "A bit"),
     ] {
@@ -293,7 +303,7 @@ fn write_with_immediate_unsolicited_and_solicited_data() {
     let expected =
         [(0x100, 0, 12_000, 8192, false), (0x100, 1, 20_192, 1808, true), (0x101, 0, 22_000, 8000, true)];
     assert_eq!(outs, expected);
-    feed(&mut session, Pdu::ScsiResponse(ScsiResponse { exp_data_sn: 2, ..response(tag, 102, 2) }), b"");
+    feed(&mut session, Pdu::ScsiResponse(response(tag, 102, 2)), b"");
     let events = events(&mut session);
     assert!(matches!(events[..], [Event::CommandDone { status: Status::Good, .. }]), "{events:?}");
 }
@@ -347,6 +357,17 @@ fn sense_and_residual() {
         (*status, &sense[..], *residual),
         (Status::CheckCondition, &[0x70, 0, 5][..], Residual::Underflow(10))
     );
+}
+
+#[test]
+fn exp_data_sn_counts_data_in_pdus() {
+    for (exp_data_sn, legal) in [(1, true), (0, false), (2, false)] {
+        let mut session = plain();
+        let tag = session.submit(Command::read(Lun::ZERO, &[0x28], 5));
+        feed(&mut session, Pdu::DataIn(data_in(tag, 0, 0)), b"01234");
+        feed(&mut session, Pdu::ScsiResponse(ScsiResponse { exp_data_sn, ..response(tag, 102, 2) }), b"");
+        assert_eq!(violations(&mut session).is_empty(), legal, "ExpDataSN {exp_data_sn}");
+    }
 }
 
 #[test]

@@ -1,0 +1,7 @@
+//! The engine driven by a small port and a small disk, with one core or several.
+
+mod cores;
+mod data;
+mod management;
+mod stress;
+mod world;
