@@ -19,12 +19,13 @@ def work(port, target, lun, pipe):
     rng = random.Random(4711)
     errors, slowest, done = [], 0.0, 0
     written = {}
-    generation = 0
+    generation = lost = 0
     session = None
     while True:
         if pipe.poll():
             request = pipe.recv()
-            pipe.send({"errors": errors, "slowest": slowest, "done": done, "unit_attentions": session.unit_attentions if session else 0, "lost": session.lost if session else 0})
+            pipe.send({"errors": errors, "slowest": slowest, "done": done, "unit_attentions": session.unit_attentions if session else 0, "lost": session.lost - lost if session else 0})
+            lost = session.lost if session else 0
             if request == "stop":
                 return
             errors, slowest, done = [], 0.0, 0
@@ -52,7 +53,7 @@ def work(port, target, lun, pipe):
             errors.append(traceback.format_exc(limit=3))
             if session:
                 session.close()
-            session = None
+            session, lost = None, 0
             # What was written last is in doubt.
             written.clear()
             time.sleep(0.2)

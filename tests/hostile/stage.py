@@ -124,6 +124,8 @@ class Stage:
         """Only the healthy session is left."""
         self.eventually(lambda: len(self.connections()) <= 1, "connections of the attack are still there")
 
+    rpc_error = daemon.RpcError
+
     def run(self, attack):
         """One attack, and what must hold after it."""
         check(self.daemon.alive(), "the daemon is not alive before the attack")
@@ -144,6 +146,8 @@ class Stage:
         problems = [repr(failure)] if failure else []
         if report["errors"]:
             problems.append("the healthy session was disturbed: " + report["errors"][0])
+        if report["lost"] and not lost:
+            problems.append("commands of the healthy session got no answer")
         if report["slowest"] > SLOWEST_S and not lost:
             problems.append(f"the healthy session waited {report['slowest']:.1f} s")
         grown = self.memory() - memory
