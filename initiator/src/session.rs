@@ -130,6 +130,12 @@ impl Session {
         tag
     }
 
+    /// True when the command's PDU has left: not when it still waits for the command window to open.
+    #[must_use]
+    pub fn is_sent(&self, tag: u32) -> bool {
+        self.tasks.get(&tag).is_some_and(|task| task.cmd_sn.is_some())
+    }
+
     /// Sends text keys, `SendTargets=All` for example; the answer is followed through all its continuations.
     pub fn text(&mut self, pairs: &[(&str, &str)]) -> u32 {
         let tag = self.new_tag();

@@ -22,6 +22,11 @@ impl Target {
             Message::ChangeRequested { unit, ticket, change, origin } => {
                 self.change_requested(unit, ChangeRequest { ticket, change, origin });
             }
+            Message::ChangeWithdrawn { unit, ticket } => {
+                if let Some(home) = self.unit_mut(unit).and_then(|unit| unit.home.as_mut()) {
+                    home.withdraw(ticket);
+                }
+            }
             Message::ChangeRefused { ticket, .. } => {
                 self.ticket_answered(ticket, Err(LOGICAL_UNIT_NOT_SUPPORTED));
             }
@@ -67,12 +72,14 @@ impl Target {
     pub(crate) fn release_lease(&mut self, id: TaskId) {
         let Some(task) = self.tasks.get_mut(id.0) else { return };
         let (Some(ticket), Some(unit)) = (task.ticket.take(), task.unit) else { return };
-        if !std::mem::take(&mut task.granted) {
-            self.tickets.insert(ticket.sequence, TicketHolder::Nobody);
-            return;
-        }
+        let message = if std::mem::take(&mut task.granted) {
+            Message::Released { unit, ticket }
+        } else {
+            self.tickets.remove(&ticket.sequence);
+            Message::ChangeWithdrawn { unit, ticket }
+        };
         if let Some(home) = self.unit(unit).map(|unit| unit.home_core) {
-            self.send(home, Message::Released { unit, ticket });
+            self.send(home, message);
         }
     }
 
@@ -308,6 +315,7 @@ impl Target {
             && view.epoch > found.view.epoch
         {
             found.view = view;
+            self.kick(unit);
         }
     }
 

@@ -68,6 +68,13 @@ impl Home {
         Some(request)
     }
 
+    /// Forgets a request that is not being carried out yet: what waits stays bounded by the tasks that wait.
+    pub(crate) fn withdraw(&mut self, ticket: Ticket) {
+        for lane in &mut self.lanes {
+            lane.queue.retain(|request| request.ticket != ticket);
+        }
+    }
+
     /// A core is frozen. Gives the change when it was the last one, and whether any core failed.
     pub(crate) fn frozen(&mut self, ticket: Ticket, failed: bool) -> Option<(ChangeRequest, bool)> {
         let running = self

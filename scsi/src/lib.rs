@@ -38,6 +38,8 @@ pub use event::{
     CommandReceived, ControlOutcome, ControlRequest, LunMap, LunMapping, NexusIdentity, PortEvent,
     TaskManagementFunction, TaskManagementRequest, TaskManagementResponse, UnitIdentity,
 };
+#[doc(hidden)]
+pub use fuzz::fuzz_cdb;
 pub use ids::{
     ControlId, ExchangeId, LogicalUnitId, NexusId, NexusToken, RequestToken, TargetDeviceId, TaskId, TaskTag,
 };

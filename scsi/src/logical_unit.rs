@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use base::CoreId;
 
-use crate::UnitView;
 use crate::home::Home;
 use crate::message::{Change, Ticket};
 use crate::task_set::TaskSet;
+use crate::{UnitState, UnitView};
 
 /// This core's channel to the unit's device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +55,11 @@ impl LogicalUnit {
             kicked: false,
             home: None,
         }
+    }
+
+    /// A deadline passed: commands are refused.
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.fenced || self.view.state == UnitState::Fenced
     }
 
     /// Nothing is in the way of a SIMPLE task: the hot path's only question.

@@ -95,6 +95,8 @@ pub enum Message {
     /// To the home core: please make this change. Answered by a `Thaw` with the same ticket (after a `Granted` for
     /// leases), or by `ChangeRefused`.
     ChangeRequested { unit: LogicalUnitId, ticket: Ticket, change: Change, origin: Option<NexusReference> },
+    /// To the home core: the task that asked for a lease is gone. A lease already on its way is given back instead.
+    ChangeWithdrawn { unit: LogicalUnitId, ticket: Ticket },
     /// From the home core: there is no such unit any more.
     ChangeRefused { unit: LogicalUnitId, ticket: Ticket },
     /// From the home core to every core: begin nothing new in the change's way, drain (or abort) what runs, say `Frozen`.

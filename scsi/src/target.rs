@@ -23,7 +23,7 @@ use crate::task_management::Function;
 use crate::task_set::Turn;
 use crate::{
     CommandReceived, CommandStatus, Effect, Environment, ExchangeId, LogicalUnitId, LunMap, NexusId,
-    NexusToken, PortEvent, TargetDeviceId, TaskId, TaskTag, UnitState,
+    NexusToken, PortEvent, TargetDeviceId, TaskId, TaskTag,
 };
 
 /// Whom a ticket was taken for.
@@ -378,11 +378,18 @@ impl Target {
 
     fn start_if_its_turn(&mut self, unit: LogicalUnitId, id: TaskId) {
         let Some(task) = self.tasks.get(id.0) else { return };
-        if task.phase != TaskPhase::Dormant || task.abort != Abort::No {
+        let Some(found) = self.unit(unit) else { return };
+        if task.abort != Abort::No {
+            return;
+        }
+        if found.is_fenced() && matches!(task.phase, TaskPhase::Dormant | TaskPhase::Requested) {
+            // It will be refused; nothing that the device keeps may hold the refusal up.
+            return self.start(id);
+        }
+        if task.phase != TaskPhase::Dormant {
             return;
         }
         let many_cores = self.cores > 1;
-        let Some(found) = self.unit(unit) else { return };
         match found.set.turn(&self.tasks, id, &found.freezes, many_cores) {
             Turn::Wait => {}
             Turn::Run => self.start(id),
@@ -514,7 +521,7 @@ impl Target {
                 task.plan = entry.plan(&task.cdb, &environment);
                 task.epoch = unit.view.epoch;
             }
-            let is_fenced = unit.fenced || unit.view.state == UnitState::Fenced;
+            let is_fenced = unit.is_fenced();
             if entry.readiness != Readiness::Always && (is_fenced || unit.channel != Channel::Open) {
                 let opens = unit.channel == Channel::Opening && !is_fenced;
                 task.plan = Err(if opens { BECOMING_READY } else { LOGICAL_UNIT_FAILURE });

@@ -10,7 +10,7 @@ use crate::ordering_table::{MediumRange, TaskClass};
 use crate::{ExchangeId, LogicalUnitId, NexusId, Plan, TaskId, TaskTag};
 
 /// Bursts of one task that can be in flight at a time, whatever `Limits::bursts_per_task_max` says.
-pub(crate) const BURSTS_MAX: usize = 8;
+pub(crate) const BURSTS_MAX: usize = 4;
 
 /// How far a task is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -391,6 +391,7 @@ impl Target {
         }
         let home = found.home_core;
         self.send(home, Message::FenceRequested { unit });
+        self.kick(unit);
     }
 }
 

@@ -201,6 +201,7 @@ impl Client {
     }
 
     fn connect(&mut self, now: Instant) {
+        trace!(now, "host {} connects", self.number);
         let mut config = self.config.clone();
         config.initial_cmd_sn = self.prng.next_u64() as u32;
         let mut session = Session::new(config);
@@ -259,6 +260,7 @@ impl Client {
             7 | 8 => self.function(now, shared, LOGICAL_UNIT_RESET, "LOGICAL UNIT RESET"),
             9 if self.prng.chance(1, 3) => self.function(now, shared, TARGET_WARM_RESET, "TARGET WARM RESET"),
             10 => {
+                trace!(now, "host {} is cut off", self.number);
                 if let Some(pipe) = self.pipe {
                     self.wire.cut(pipe);
                 }
@@ -276,7 +278,9 @@ impl Client {
     }
 
     fn abort_one(&mut self, now: Instant, shared: &mut Shared) {
-        let mut tags: Vec<u32> = self.pending.keys().copied().collect();
+        // A command that waits for the window inside the initiator is not the target's to abort.
+        let Some(session) = self.session.as_ref() else { return };
+        let mut tags: Vec<u32> = self.pending.keys().copied().filter(|&tag| session.is_sent(tag)).collect();
         tags.sort_unstable();
         if tags.is_empty() {
             return;
@@ -288,17 +292,19 @@ impl Client {
     fn abort_task(&mut self, now: Instant, shared: &mut Shared, tag: u32) {
         let unit = self.pending[&tag].operation.unit();
         let stamps = self.pending[&tag].operation.stamps().iter().map(|stamp| (unit, *stamp));
-        let covered = stamps.filter(|(_, stamp)| shared.started.contains(stamp)).collect();
+        let covered = stamps.filter(|write| shared.started.contains(write)).collect();
         if let Some(session) = self.session.as_mut() {
             let request = session.task_management(ABORT_TASK, Lun::from_number(unit as u16), Some(tag));
+            trace!(now, "host {} sends ABORT TASK of {tag}, tag {request}", self.number);
             self.functions.insert(request, Function { covered, aborted: Some(tag), since: now, what: "ABORT TASK" });
         }
     }
 
     /// Aborts the first command whose patience is over.
     fn abort_overdue(&mut self, now: Instant, shared: &mut Shared) -> bool {
-        let overdue = self.pending.iter().filter(|(_, pending)| now.since(pending.since) > PATIENCE).map(|(tag, _)| *tag).min();
-        let Some(tag) = overdue else { return false };
+        let Some(session) = self.session.as_ref() else { return false };
+        let is_overdue = |(tag, pending): &(&u32, &Pending)| now.since(pending.since) > PATIENCE && session.is_sent(**tag);
+        let Some(tag) = self.pending.iter().filter(is_overdue).map(|(tag, _)| *tag).min() else { return false };
         if self.functions.values().any(|function| function.aborted == Some(tag)) {
             return false;
         }
@@ -309,16 +315,19 @@ impl Client {
     fn function(&mut self, now: Instant, shared: &mut Shared, code: u8, what: &'static str) {
         let unit = self.prng.below(shared.units.len() as u64) as usize;
         let everyone = code == LOGICAL_UNIT_RESET || code == CLEAR_TASK_SET || code == TARGET_WARM_RESET;
-        let mine = |stamp: &u64| self.pending.values().any(|p| p.operation.stamps().contains(stamp));
+        let mine = |unit: usize, stamp: u64| {
+            self.pending.values().any(|p| p.operation.unit() == unit && p.operation.stamps().contains(&stamp))
+        };
         let covered = shared
             .open_writes
             .iter()
-            .filter(|(u, stamp)| (*u == unit || code == TARGET_WARM_RESET) && shared.started.contains(stamp))
-            .filter(|(_, stamp)| everyone || mine(stamp))
+            .filter(|write| (write.0 == unit || code == TARGET_WARM_RESET) && shared.started.contains(*write))
+            .filter(|write| everyone || mine(write.0, write.1))
             .copied()
             .collect();
         if let Some(session) = self.session.as_mut() {
             let request = session.task_management(code, Lun::from_number(unit as u16), None);
+            trace!(now, "host {} sends {what} tag {request} unit {unit}", self.number);
             self.functions.insert(request, Function { covered, aborted: None, since: now, what });
         }
     }
@@ -336,6 +345,7 @@ impl Client {
         if let Some(session) = self.session.as_mut() {
             let tag = session.submit(command.attribute(attribute));
             let what = format!("{what} ({attribute:?})");
+            trace!(now, "host {} sends {what} tag {tag} stamps {:?}", self.number, operation.stamps());
             self.pending.insert(tag, Pending { operation, since: now, what });
         }
     }
@@ -424,6 +434,7 @@ impl Client {
 
     fn handle_events(&mut self, now: Instant, shared: &mut Shared) {
         while let Some(event) = self.session.as_mut().and_then(Session::poll_event) {
+            trace!(now, "host {}: {}", self.number, crate::brief(&event));
             match event {
                 Event::LoggedIn { .. } => {
                     self.logged_in = true;

@@ -3,6 +3,15 @@
 
 #![forbid(unsafe_code)]
 
+/// Prints what happens, when a single seed is replayed with --trace.
+macro_rules! trace {
+    ($now:expr, $($words:tt)*) => {
+        if crate::TRACE.load(std::sync::atomic::Ordering::Relaxed) {
+            println!("{:>10} us  {}", $now.as_nanos() / 1000, format_args!($($words)*));
+        }
+    };
+}
+
 mod client;
 mod disk;
 mod network;
@@ -18,6 +27,19 @@ use clap::Parser;
 
 use crate::oracle::Violation;
 use crate::world::{Scenario, Summary};
+
+/// Set by --trace.
+static TRACE: AtomicBool = AtomicBool::new(false);
+
+/// An event without its data.
+fn brief(event: &initiator::Event) -> String {
+    match event {
+        initiator::Event::CommandDone { tag, response, status, sense, data, .. } => {
+            format!("tag {tag} ended: response {response}, {status:?}, sense {:02x?}, {} bytes", sense.get(..14), data.len())
+        }
+        other => format!("{other:?}"),
+    }
+}
 
 /// Bytes of a block.
 pub const BLOCK: usize = 512;
@@ -46,6 +68,9 @@ struct Arguments {
     /// Threads; each runs worlds of its own
     #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, usize::from))]
     threads: usize,
+    /// With a seed: print what happens
+    #[arg(long, requires = "seed")]
+    trace: bool,
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
@@ -83,6 +108,7 @@ fn main() -> ExitCode {
     let started = Instant::now();
     let totals = Totals::default();
     if let Some(seed) = arguments.seed {
+        TRACE.store(arguments.trace, Ordering::Relaxed);
         let outcome = world::run(Scenario::new(seed));
         totals.add(seed, &outcome);
         println!("{:?}", Scenario::new(seed));

@@ -14,7 +14,6 @@ use reactor::{Poller, Turn};
 use scsi::{ControlId, ControlOutcome, ControlRequest, LogicalUnitId, LunMap, LunMapping, TargetDeviceId, UnitIdentity};
 use wire::scsi::Lun;
 
-use crate::BLOCK;
 use crate::client::Client;
 use crate::disk::{DiskWeather, SimDisk};
 use crate::network::{NetworkWeather, SimNetwork, WireHandle};
@@ -97,8 +96,8 @@ pub struct Shared {
     pub write_cache: bool,
     /// Chaos a host makes, in a thousand actions.
     pub chaos_per_mille: u64,
-    /// Stamps of writes that reached a disk's queue.
-    pub started: HashSet<u64>,
+    /// Writes that reached a disk's queue: (unit, stamp).
+    pub started: HashSet<(usize, u64)>,
     /// Writes sent and not known to be over: (unit, stamp).
     pub open_writes: BTreeSet<(usize, u64)>,
     /// Faults and chaos have ended.
@@ -444,10 +443,12 @@ impl World {
         let mut moved = self.wire.advance(self.now);
         for (number, unit) in self.shared.units.iter_mut().enumerate() {
             unit.disk.advance(self.now);
-            self.shared.started.extend(unit.disk.take_started());
+            self.shared.started.extend(unit.disk.take_started().into_iter().map(|stamp| (number, stamp)));
             for applied in unit.disk.take_applied() {
+                trace!(self.now, "unit {number} block {} now carries {}", applied.lba, applied.stamp);
                 self.fingerprint = self.fingerprint.rotate_left(5) ^ applied.stamp ^ (applied.lba << 32) ^ number as u64;
-                if let Err(what) = unit.history.applied(&applied) {
+                // A fenced unit promises nothing: it said that tasks may still be in its device.
+                if let (Err(what), false) = (unit.history.applied(&applied), self.shared.fenced) {
                     self.shared.violations.push(Violation { at: self.now, what });
                 }
             }
@@ -517,8 +518,8 @@ impl World {
         let before = self.steps;
         while !done(self) {
             self.step();
-            self.first_violation()?;
             let _ = self.take_replies();
+            self.first_violation()?;
             let overdue = self.now.since(began) > LIVENESS + Duration::from_secs(u64::from(self.scenario.commands) * 20);
             if overdue || self.steps - before > STEPS_MAX {
                 let waiting: Vec<String> = self.clients.iter().filter(|c| !c.finished()).map(Client::waits_for).collect();

@@ -230,7 +230,7 @@ pub enum InjectedError {
     Corrupt {
         /// Where in the buffer.
         offset: u32,
-        /// What the byte becomes.
+        /// What the byte is changed by (exclusive or); not 0.
         value: u8,
     },
 }

@@ -169,6 +169,17 @@ impl Control {
             );
             RpcError::errno(errno::ENOSPC, text)
         })?;
+        // The port's own rules, once more and over the whole; while the start-up file loads, calls may name what
+        // comes later in it.
+        if to.ready
+            && let Err(errors) = to.iscsi_config(0).validate()
+        {
+            let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            return Err(RpcError::errno(
+                errno::EINVAL,
+                format!("the configuration would contradict itself: {}", texts.join("; ")),
+            ));
+        }
         let steps = self.steps(&from, &to);
         for (at, step) in steps.iter().enumerate() {
             if let Err(error) = self.take_step(step, &to).await {

@@ -240,7 +240,15 @@ impl Node {
                     target: target.id,
                     name: target.name.clone(),
                     alias: target.alias.clone(),
-                    maps: target.maps.clone(),
+                    // A group that does not listen yet lets nobody in.
+                    maps: target
+                        .maps
+                        .iter()
+                        .filter(|map| {
+                            self.portal_groups.get(&map.portal_group).is_some_and(|group| group.started)
+                        })
+                        .copied()
+                        .collect(),
                     auth: target.auth,
                     header_digest: target.header_digest,
                     data_digest: target.data_digest,

@@ -30,6 +30,8 @@ const RECEIVES_PER_TURN: u32 = 16;
 pub(super) const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Items a connection may have waiting beyond twice its queue depth before it is not read any more.
 const BACKLOG_SPARE: usize = 64;
+/// Echoes and texts a connection may have waiting before it is not read any more.
+const HEAVY_MAX: usize = 8;
 
 /// A connection cannot go on; the text is for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -236,6 +238,7 @@ impl Connection {
                 let depth =
                     self.session.and_then(|key| tables.sessions.get(key)).map_or(1, |one| one.queue_depth);
                 self.transmitter.backlog() < 2 * depth as usize + BACKLOG_SPARE
+                    && self.transmitter.heavy() < HEAVY_MAX
             }
             Phase::AwaitingNexus(_) | Phase::Ending => false,
         }

@@ -151,7 +151,8 @@ pub(super) fn response(
         stat_sn: 0,
         exp_cmd_sn: 0,
         max_cmd_sn: 0,
-        exp_data_sn: exchange.data_sn,
+        // Data-In PDUs only (RFC 7143 §11.4.8); a command that reads sends no R2T, bidirectional ones aside.
+        exp_data_sn: if exchange.read { exchange.data_sn } else { 0 },
         bidirectional_residual_count: residual.bidirectional_count,
         residual_count: residual.count,
         data_segment_length: u32::try_from(length).unwrap_or(0),

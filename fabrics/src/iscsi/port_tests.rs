@@ -481,6 +481,8 @@ impl Initiator {
             Pdu::Reject(p) => Some(p.stat_sn),
             Pdu::TaskManagementResponse(p) => Some(p.stat_sn),
             Pdu::LogoutResponse(p) => Some(p.stat_sn),
+            Pdu::TextResponse(p) => Some(p.stat_sn),
+            Pdu::AsyncMessage(p) => Some(p.stat_sn),
             Pdu::NopIn(p) if p.initiator_task_tag != RESERVED_TAG => Some(p.stat_sn),
             _ => None,
         };
@@ -1150,6 +1152,83 @@ fn a_peer_that_takes_nothing_is_not_read_for_ever() {
     }
     let mut initiator = initiator;
     assert_eq!(initiator.all().len(), 10_000);
+}
+
+#[test]
+fn a_discovery_session_lists_targets_and_takes_no_commands() {
+    let mut lab = Lab::new(Options::default(), false);
+    let mut initiator = lab.connect();
+    let text = "InitiatorName=iqn.2024-01.org.test:host\0SessionType=Discovery\0";
+    initiator.send(&Pdu::LoginRequest(initiator.login_request(text.len())), text.as_bytes());
+    lab.run();
+    assert!(matches!(initiator.all()[0].0, Pdu::LoginResponse(p) if p.status_class == 0 && p.tsih != 0));
+    assert!(lab.engine.log.is_empty(), "no nexus for discovery");
+    let request = TextRequest {
+        immediate: true,
+        final_: true,
+        continue_: false,
+        lun: Lun::ZERO,
+        initiator_task_tag: 3,
+        target_transfer_tag: RESERVED_TAG,
+        cmd_sn: 10,
+        exp_stat_sn: 0,
+        data_segment_length: 16,
+    };
+    initiator.send(&Pdu::TextRequest(request), b"SendTargets=All\0");
+    let command = initiator.scsi(0x00, 0);
+    initiator.command(command, &[]);
+    lab.run();
+    let all = initiator.all();
+    let text = String::from_utf8_lossy(&all[0].1).to_string();
+    assert!(matches!(all[0].0, Pdu::TextResponse(p) if p.final_ && p.initiator_task_tag == 3));
+    assert!(text.contains("TargetName=iqn.2024-01.org.test:disk\0TargetAddress=10.0.0.1:3260,1\0"), "{text}");
+    assert!(matches!(all[1].0, Pdu::Reject(_)));
+    initiator.wire.borrow_mut().closed = true;
+    initiator.wire.borrow_mut().readiness.readable = true;
+    lab.run();
+    assert_eq!((lab.outstanding(), lab.port.session_keys().count()), (0, 0));
+}
+
+#[test]
+fn an_unknown_session_handle_is_refused() {
+    let mut lab = Lab::new(Options::default(), false);
+    let mut initiator = lab.connect();
+    let text =
+        "InitiatorName=iqn.2024-01.org.test:host\0TargetName=iqn.2024-01.org.test:disk\0SessionType=Normal\0";
+    let request = LoginRequest { tsih: 77, ..initiator.login_request(text.len()) };
+    initiator.send(&Pdu::LoginRequest(request), text.as_bytes());
+    lab.run();
+    assert!(
+        matches!(initiator.all()[0].0, Pdu::LoginResponse(p) if (p.status_class, p.status_detail) == (2, 0x0A))
+    );
+    assert!(initiator.wire.borrow().dropped);
+}
+
+#[test]
+fn terminating_a_read_takes_back_what_was_not_sent() {
+    let mut lab = Lab::new(Options::default(), true);
+    let mut initiator = lab.login(&format!("{KEYS}HeaderDigest=CRC32C\0DataDigest=CRC32C\0"));
+    initiator.wire.borrow_mut().window = Some(20_000);
+    let command = initiator.scsi(0x28, 600);
+    initiator.command(command, &[]);
+    lab.run();
+    let other = initiator.scsi(0x00, 0);
+    initiator.command(other, &[]);
+    lab.run();
+    let task = *lab.engine.tasks.iter().find(|(_, task)| task.total > 0).unwrap().0;
+    lab.port.terminate_data_transfer(lab.engine.tasks[&task].exchange, task);
+    lab.run();
+    assert!(!lab.engine.log.contains(&"terminated".to_string()), "one PDU is half out");
+    assert_eq!(lab.outstanding(), 1, "only its buffer is kept");
+    initiator.wire.borrow_mut().window = None;
+    initiator.wire.borrow_mut().readiness.writable = true;
+    lab.run();
+    assert!(lab.engine.log.contains(&"terminated".to_string()));
+    assert_eq!(lab.outstanding(), 0);
+    let all = initiator.all();
+    assert_eq!(all.len(), 3, "two PDUs of 16 KiB and no status; the other command's response");
+    assert!(matches!(all[2].0, Pdu::ScsiResponse(p) if p.initiator_task_tag == other.initiator_task_tag));
+    assert_eq!(initiator.read(&mut lab, 1).0.len(), 512);
 }
 
 proptest! {

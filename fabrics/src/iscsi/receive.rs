@@ -103,6 +103,8 @@ pub(super) struct Receiver {
     head_length: usize,
     payload: Option<Payload>,
     slot: Option<DataBuf>,
+    /// Bytes the slot had when it was new.
+    slot_length: usize,
     /// Received bytes at the front of the slot that are not parsed yet.
     available: usize,
     /// The buffer given out last was cut from the slot.
@@ -123,6 +125,7 @@ impl Receiver {
             head_length: BHS_LENGTH,
             payload: None,
             slot: None,
+            slot_length: 0,
             available: 0,
             cut: false,
             hint: 0,
@@ -376,7 +379,7 @@ impl Receiver {
             limits[2] = head.len();
             parts[2] = IoSliceMut::new(head);
             if with_slot && let Some(slot) = &mut self.slot {
-                let window = slot.len().saturating_sub(slot.slot_capacity() as usize / 2);
+                let window = slot.len().saturating_sub(self.slot_length / 2);
                 limits[3] = window;
                 parts[3] = IoSliceMut::new(&mut slot[..window]);
             }
@@ -408,12 +411,13 @@ impl Receiver {
     /// Takes a new slot when there is none, or when the one there is nearly used up.
     fn refresh_slot(&mut self, pool: &BufferPool) {
         if let Some(slot) = &self.slot {
-            let half = slot.slot_capacity() as usize / 2;
+            let half = self.slot_length / 2;
             if slot.len() >= half + half / 8 {
                 return;
             }
             self.slot = None;
         }
         self.slot = SLOT_LENGTHS.iter().find_map(|&length| pool.acquire(length));
+        self.slot_length = self.slot.as_ref().map_or(0, |slot| slot.len());
     }
 }

@@ -72,7 +72,9 @@ pub(super) struct Segment {
     tail_length: usize,
     exchange: Option<Key>,
     notice: Notice,
-    /// Carries a StatSN of its own: must not be taken out of the ring again.
+    /// Counts as heavy, see [`Transmitter::heavy`].
+    heavy: bool,
+    /// Carries a StatSN of its own.
     numbered: bool,
 }
 
@@ -89,6 +91,21 @@ impl Segment {
     fn r2t_tag(&self) -> Option<u32> {
         let tag = u32::from_be_bytes(std::array::from_fn(|i| self.head[20 + i]));
         (self.head[0] & wire::iscsi::opcode::MASK == wire::iscsi::opcode::R2T).then_some(tag)
+    }
+
+    /// Lowers the StatSN of a PDU that is not sent yet. Data-In without status has none.
+    fn lower_stat_sn(&mut self, by: u32, header_digest: bool) {
+        let data_in = self.head[0] & wire::iscsi::opcode::MASK == wire::iscsi::opcode::DATA_IN;
+        if by == 0 || (data_in && !self.numbered) {
+            return;
+        }
+        let stat_sn = u32::from_be_bytes(std::array::from_fn(|i| self.head[24 + i])).wrapping_sub(by);
+        self.head[24..28].copy_from_slice(&stat_sn.to_be_bytes());
+        let login = self.head[0] & wire::iscsi::opcode::MASK == wire::iscsi::opcode::LOGIN_RESPONSE;
+        if header_digest && !login {
+            let value = digest::to_wire(digest::crc32c_of(&self.head[..BHS_LENGTH]));
+            self.head[BHS_LENGTH..BHS_LENGTH + DIGEST_LENGTH].copy_from_slice(&value);
+        }
     }
 
     fn length(&self) -> usize {
@@ -112,6 +129,8 @@ pub(super) struct Transmitter {
     pub burst_length_max: u32,
     /// The stream said `WouldBlock`: wait until it is writable.
     pub blocked: bool,
+    /// Control PDUs with large data (echoes, text) that were not taken yet.
+    heavy: usize,
 }
 
 /// What one flush came to.
@@ -136,6 +155,7 @@ impl Transmitter {
             segment_length_max: 8192,
             burst_length_max: 262_144,
             blocked: false,
+            heavy: 0,
         }
     }
 
@@ -156,7 +176,15 @@ impl Transmitter {
         self.items.len()
     }
 
+    /// Control PDUs with data of their own that wait. They hold memory that no command window bounds.
+    pub fn heavy(&self) -> usize {
+        self.heavy
+    }
+
     pub fn push(&mut self, item: Item) {
+        if let Item::Control { data: ItemData::Buffer(_) | ItemData::Heap(_), .. } = &item {
+            self.heavy += 1;
+        }
         self.items.push_back(item);
     }
 
@@ -165,10 +193,11 @@ impl Transmitter {
         self.items.clear();
         self.ring.clear();
         self.front_sent = 0;
+        self.heavy = 0;
     }
 
-    /// Takes back what was not sent for `exchange`, except a PDU that is partly out and status that has its number.
-    /// Gives each R2T tag taken back to `unsent`. Returns PDUs taken out of the ring.
+    /// Takes back what was not sent for `exchange`, except a PDU that is partly out. Gives each R2T tag taken back to
+    /// `unsent`. Returns PDUs taken out of the ring.
     pub fn cancel(&mut self, exchange: Key, mut unsent: impl FnMut(u32)) -> u32 {
         self.items.retain(|item| match item {
             Item::DataIn(data) => data.exchange != exchange,
@@ -183,13 +212,22 @@ impl Transmitter {
         });
         let mut first = self.front_sent > 0;
         let before = self.ring.len();
-        self.ring.retain(|segment| {
-            let keep = std::mem::take(&mut first) || segment.exchange != Some(exchange) || segment.numbered;
-            if !keep && let Some(tag) = segment.r2t_tag() {
-                unsent(tag);
+        // Status that is taken back leaves no hole: what follows moves up by its StatSN (RFC 7143 §4.2.2.2).
+        let mut unnumbered = 0u32;
+        let header_digest = self.header_digest;
+        self.ring.retain_mut(|segment| {
+            let keep = std::mem::take(&mut first) || segment.exchange != Some(exchange);
+            if keep {
+                segment.lower_stat_sn(unnumbered, header_digest);
+            } else {
+                unnumbered += u32::from(segment.numbered);
+                if let Some(tag) = segment.r2t_tag() {
+                    unsent(tag);
+                }
             }
             keep
         });
+        self.stat_sn = self.stat_sn.wrapping_sub(unnumbered);
         u32::try_from(before - self.ring.len()).unwrap_or(u32::MAX)
     }
 
@@ -324,6 +362,7 @@ impl Transmitter {
             tail_length: 0,
             exchange,
             notice,
+            heavy: exchange.is_none() && matches!(data, ItemData::Buffer(_) | ItemData::Heap(_)),
             numbered,
         };
         // Login PDUs never carry digests (RFC 7143 §13.1).
@@ -429,6 +468,7 @@ impl Transmitter {
             rest -= length;
             if let Some(segment) = self.ring.pop_front() {
                 close |= segment.notice == Notice::Close;
+                self.heavy -= usize::from(segment.heavy);
                 finished.push((segment.exchange, segment.notice));
             }
         }

@@ -185,7 +185,9 @@ impl Session {
                     self.violation("no TargetPortalGroupTag (§13.9)".into());
                 }
                 self.negotiated = negotiation.result;
-                if self.negotiated.first_burst_length > self.negotiated.max_burst_length {
+                // The key is irrelevant when nothing is ever sent unsolicited (§13.14).
+                let unsolicited = self.negotiated.immediate_data || !self.negotiated.initial_r2t;
+                if unsolicited && self.negotiated.first_burst_length > self.negotiated.max_burst_length {
                     self.violation("FirstBurstLength above MaxBurstLength (§13.14)".into());
                 }
                 self.events.push_back(Event::LoggedIn {

@@ -183,3 +183,51 @@ fn a_mode_change_is_in_force_everywhere_when_it_is_answered() {
     w.expect_attention(2, b, 0x2A, 0x09);
     w.assert_clean();
 }
+
+#[test]
+fn a_device_that_never_answers_cannot_hold_up_reinstatement_or_refusals() {
+    let mut w = World::new(2);
+    let (a, c) = (w.nexus(0, 1, "same"), w.nexus(0, 3, "other"));
+    w.device_holds = true;
+    let x = w.simple(0, a, &write10(0, 1), 0, &[1; BLOCK]);
+    w.settle();
+    // Its lease can never be granted: core 0 cannot drain.
+    let d = w.nexus(1, 4, "third");
+    let o = w.command(1, d, TaskAttribute::Ordered, &read10(0, 1), 512, &[], 0);
+    w.settle();
+    let s = w.simple(0, c, &read10(0, 1), 512, &[]);
+    w.request_nexus(1, 2, "same");
+    w.settle();
+    assert!(!w.has_ended(o) && !w.has_ended(s));
+    w.pass(1100);
+    w.settle();
+    assert!(w.established.contains_key(&2));
+    assert_eq!(w.notes, [Notification::UnitFenced { unit: UNIT }]);
+    assert!(w.has_ended(o) && w.has_ended(s), "a fenced unit refuses at once");
+    assert_eq!(w.end_of(x), End::Terminated);
+    w.device_holds = false;
+    w.settle();
+    w.assert_clean();
+}
+
+#[test]
+fn leases_that_are_given_up_do_not_pile_up() {
+    let mut w = World::new(2);
+    let (a, b) = (w.nexus(0, 1, "a"), w.nexus(1, 2, "b"));
+    w.device_holds = true;
+    let s = w.simple(1, b, &read10(0, 1), 512, &[]);
+    w.settle();
+    for _ in 0..50 {
+        let o = w.command(0, a, TaskAttribute::Ordered, &read10(0, 1), 512, &[], 0);
+        w.settle();
+        let f = w.function(0, a, F::AbortTask, Some(o));
+        w.settle();
+        assert_eq!(w.functions[&f], R::Complete);
+    }
+    assert!(w.cores[0].target.tickets.len() <= 1);
+    w.device_holds = false;
+    w.settle();
+    assert!(w.is_good(s));
+    w.expect_ready(0, a);
+    w.assert_clean();
+}

@@ -50,7 +50,12 @@ impl Target {
             Plan::VerifyMedium { blocks, .. } => {
                 task.end = u64::from(blocks) * block_size;
             }
-            _ => self.begin_stepped(id, plan, block_size),
+            _ => {
+                if let Err(sense) = plan.check_data_out(&environment, &task.cdb, task.expected_out) {
+                    return self.end(id, Status::CheckCondition, Some(sense));
+                }
+                self.begin_stepped(id, plan, block_size);
+            }
         }
         self.advance(id);
     }

@@ -29,7 +29,7 @@ struct CreateMalloc {
     physical_block_size: Option<u32>,
     /// UUID of the new bdev; a random one when absent.
     uuid: Option<String>,
-    /// Blocks a transfer should not cross; 0 for none.
+    /// Blocks a transfer should not cross; kept for clients, a RAM disk has no such boundary.
     #[serde(default)]
     optimal_io_boundary: u32,
     /// Bytes of metadata with each block; only 0 is built.
@@ -75,7 +75,7 @@ struct CreateAio {
     /// Refuse writes.
     #[serde(default)]
     readonly: bool,
-    /// Punch holes in the file for discards.
+    /// Accepted for clients: discards punch holes wherever the file system can.
     #[serde(default)]
     fallocate: bool,
     /// UUID of the new bdev; one made of machine and path when absent.
@@ -150,7 +150,7 @@ struct InjectError {
     /// For corrupt_data: the byte of the buffer.
     #[serde(default)]
     corrupt_offset: u32,
-    /// For corrupt_data: what the byte becomes.
+    /// For corrupt_data: what the byte is changed by (exclusive or); not 0.
     #[serde(default)]
     corrupt_value: u8,
 }
