@@ -57,7 +57,7 @@ def padded(data):
 def header(opcode, flags=0, data_length=0, lun=0, itt=0, tail=b"", ahs_words=0):
     """A basic header segment; `tail` is bytes 20 to 47."""
     head = struct.pack(">BBH", opcode, flags, 0) + struct.pack(">I", ahs_words << 24 | data_length)
-    return head + struct.pack(">BB6xI", 0, lun, itt) + tail[:28].ljust(28, b"\0")
+    return head + struct.pack(">H6xI", lun if lun < 256 else 0x4000 | lun, itt) + tail[:28].ljust(28, b"\0")
 
 
 def text(pairs):
@@ -92,7 +92,11 @@ Result = collections.namedtuple("Result", "status sense data overflow underflow 
 class Connection:
     """A TCP connection that sends and receives PDUs."""
 
+    # How many there were, for the report of a test.
+    opened = received = 0
+
     def __init__(self, port, source=None, receive_buffer=None, timeout=10):
+        Connection.opened += 1
         self.socket = socket.socket()
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -184,6 +188,7 @@ class Connection:
         data = self.read(length + -length % 4, deadline)
         if self.data_digest and length:
             assert self.read(4, deadline) == crc32c(data), "the target's data digest is wrong"
+        Connection.received += 1
         return Pdu(bhs, ahs, data[:length])
 
     def wait_closed(self, timeout=5):

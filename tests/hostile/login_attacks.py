@@ -153,7 +153,7 @@ def chap_cannot_be_gone_round(stage):
     check(first_step(stage, {}, target=CHAP_TARGET) == 0x0201, "the operational stage at once, without keys")
     for method in ("None", "KRB5", "SRP", "None,KRB5", "chap", "Reject"):
         answer = first_step(stage, {"AuthMethod": method}, csg=0, nsg=1, target=CHAP_TARGET)
-        check(answer == 0x0201, f"AuthMethod={method}: {answer}")
+        check(answer in (0x0200, 0x0201), f"AuthMethod={method}: {answer}")
     for nsg in (1, 3):
         with Session(stage.port, CHAP_TARGET, timeout=5) as session:
             try:
@@ -263,6 +263,10 @@ def every_opcode_and_flag_before_login(stage):
             bhs = bytearray(header(opcode, flags, length, 0, 1, noise, words))
             try:
                 connection.send_raw(bytes(bhs) + rest)
+                if opcode & 0x3F == wire.LOGIN and flags == wire.CONTINUE:
+                    # Nothing wrong: half a text, of nothing.
+                    check(connection.receive().opcode == wire.LOGIN_RESPONSE, "a login that begins with no text")
+                    continue
                 connection.wait_closed_or_login_refused()
             except Closed:
                 pass

@@ -109,7 +109,8 @@ class Stage:
         return sum(1 for _ in pathlib.Path(f"/proc/{self.daemon.process.pid}/fd").iterdir())
 
     def lines(self):
-        return self.daemon.log.read_bytes().count(b"\n")
+        """Lines of the log, without those that record our own requests to the control plane."""
+        return sum(b" rpc: " not in line for line in self.daemon.log.read_bytes().splitlines())
 
     def connections(self):
         return self.daemon.rpc("iscsi_get_connections")
@@ -130,6 +131,7 @@ class Stage:
         """One attack, and what must hold after it."""
         check(self.daemon.alive(), "the daemon is not alive before the attack")
         self.healthy.check()
+        wire.Connection.opened = wire.Connection.received = 0
         memory, lines, started = self.memory(), self.lines(), time.monotonic()
         failure = None
         try:
@@ -161,4 +163,5 @@ class Stage:
         if failure:
             raise AssertionError("\n".join(problems)) from failure
         check(not problems, "\n".join(problems))
-        return f"{took:.1f} s; healthy: {report['done']} rounds, slowest {report['slowest'] * 1000:.0f} ms; memory {grown:+d} KB; log {written} lines"
+        attack_ = f"{wire.Connection.opened} connections, {wire.Connection.received} answers"
+        return f"{took:.1f} s; {attack_}; healthy: {report['done']} rounds, slowest {report['slowest'] * 1000:.0f} ms; memory {grown:+d} KB; log {written} lines"
