@@ -8,7 +8,7 @@ import time
 
 import initiator as wire
 from initiator import Closed, Connection, Refused, Session, Silent, header, padded, text
-from stage import ALICE, CHAP_TARGET, MUTUAL, SECRET, TARGET, check, refused_with, Skip
+from stage import ALICE, CHAP_TARGET, MUTUAL, SECRET, TARGET, check, refused_with
 
 OPERATIONAL = {"HeaderDigest": "None", "DataDigest": "None"}
 

@@ -1071,7 +1071,8 @@ fn only_logins_log_in() {
     let mut lab = Lab::new(Options::default(), false);
     // Additional headers are not waited for when the header says enough.
     let mut early = lab.connect();
-    let mut head = early.bytes(&Pdu::ScsiCommand(early.scsi(0x00, 0)), &[]);
+    let command = early.scsi(0x00, 0);
+    let mut head = early.bytes(&Pdu::ScsiCommand(command), &[]);
     head[4] = 47;
     early.raw(&head);
     lab.run();
