@@ -59,6 +59,8 @@ pub struct Initiator {
     stream: TcpStream,
     begin: Instant,
     output: Vec<u8>,
+    /// Bytes of `output` that are in the socket already.
+    sent: usize,
     chunk: Vec<u8>,
     done: BTreeMap<u32, Done>,
     order: Vec<u32>,
@@ -88,6 +90,7 @@ impl Initiator {
         let stream = TcpStream::connect(address).expect("the portal accepts");
         stream.set_nodelay(true).expect("no delay");
         stream.set_read_timeout(Some(Duration::from_millis(5))).expect("a read timeout");
+        stream.set_write_timeout(Some(Duration::from_millis(5))).expect("a write timeout");
         let mut session = Session::new(config);
         session.start(base::Instant::ZERO);
         Initiator {
@@ -95,6 +98,7 @@ impl Initiator {
             stream,
             begin: Instant::now(),
             output: Vec::new(),
+            sent: 0,
             chunk: vec![0; 512 * 1024],
             done: BTreeMap::new(),
             order: Vec::new(),
@@ -108,11 +112,7 @@ impl Initiator {
     /// Sends what there is to send, takes what has come (waiting a few milliseconds for it). False when the peer has
     /// closed the connection.
     pub fn pump(&mut self) -> bool {
-        self.output.clear();
-        if self.session.poll_bytes(&mut self.output)
-            && let Err(error) = self.stream.write_all(&self.output)
-        {
-            assert!(matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset), "{error}");
+        if !self.send() {
             return false;
         }
         let open = match self.stream.read(&mut self.chunk) {
@@ -175,12 +175,23 @@ impl Initiator {
         tag
     }
 
-    /// Puts everything into the socket that may be sent now.
-    fn send(&mut self) {
-        self.output.clear();
-        if self.session.poll_bytes(&mut self.output) {
-            self.stream.write_all(&self.output).expect("the target takes what is sent");
+    /// Puts into the socket what fits. Never waits for all of it: a target that wants its answers taken first must
+    /// not meet a host that only sends. False when the peer has closed the connection.
+    fn send(&mut self) -> bool {
+        self.session.poll_bytes(&mut self.output);
+        while self.sent < self.output.len() {
+            match self.stream.write(self.output.get(self.sent..).expect("it is not all sent")) {
+                Ok(length) => self.sent += length,
+                Err(error) => match error.kind() {
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => return true,
+                    ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => return false,
+                    _ => panic!("{error}"),
+                },
+            }
         }
+        self.output.clear();
+        self.sent = 0;
+        true
     }
 
     pub fn is_done(&self, tag: u32) -> bool {
