@@ -24,7 +24,7 @@ const TARGET_WARM_RESET: u8 = 6;
 enum Operation {
     Read { unit: usize, lba: u64, blocks: u64, sent: Moment },
     Write { unit: usize, stamps: Vec<u64>, durable: bool },
-    CompareAndWrite { unit: usize, old: [u8; BLOCK], stamp: u64 },
+    CompareAndWrite { unit: usize, old: Box<[u8; BLOCK]>, stamp: u64 },
     Synchronize { unit: usize, sent: Moment },
     Other,
 }
@@ -453,7 +453,7 @@ impl Client {
         self.submit(
             now,
             command,
-            Operation::CompareAndWrite { unit, old, stamp },
+            Operation::CompareAndWrite { unit, old: Box::new(old), stamp },
             "COMPARE AND WRITE".into(),
         );
     }

@@ -156,26 +156,6 @@ impl History {
         self.legal(lba, stamp, now, |write| write.durable_by).map_err(|e| format!("after a power cut: {e}"))
     }
 
-    /// Starts a new history in which every block holds what it holds now.
-    pub fn restart(&mut self, blocks: impl Iterator<Item = (u64, u64)>) {
-        self.writes.clear();
-        self.by_block.clear();
-        for (lba, stamp) in blocks.filter(|(_, stamp)| *stamp != 0) {
-            let now = self.tick();
-            let write = Write {
-                lba,
-                invoked: now,
-                effective_by: now,
-                ended: now,
-                reason: "",
-                durable_by: now,
-                acknowledged: true,
-            };
-            self.writes.insert(stamp, write);
-            self.by_block.entry(lba).or_default().push(stamp);
-        }
-    }
-
     /// `stamp` may be the value of `lba` for a reader that began at `sent` unless some write certainly came after it
     /// and certainly took effect before `sent`. `by` tells when a write certainly had taken effect.
     fn legal(&self, lba: u64, stamp: u64, sent: Moment, by: impl Fn(&Write) -> Moment) -> Result<(), String> {

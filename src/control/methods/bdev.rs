@@ -298,7 +298,8 @@ fn register_creates(registry: &mut Registry<Control>) {
 }
 
 fn register_deletes(registry: &mut Registry<Control>) {
-    let deletes: [(&'static str, &'static str, fn(&Recipe) -> bool); 6] = [
+    type IsKind = fn(&Recipe) -> bool;
+    let deletes: [(&'static str, &'static str, IsKind); 6] = [
         ("bdev_malloc_delete", "malloc", |recipe| matches!(recipe, Recipe::Malloc { .. })),
         ("bdev_null_delete", "null", |recipe| matches!(recipe, Recipe::Null { .. })),
         ("bdev_aio_delete", "aio", |recipe| matches!(recipe, Recipe::File { direct: false, .. })),
