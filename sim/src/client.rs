@@ -574,7 +574,7 @@ impl Client {
             Operation::CompareAndWrite { unit, old, stamp } => {
                 shared.finish(unit, stamp, good, !shared.write_cache);
                 if good {
-                    let verdict = shared.units[unit].compare_and_write_done(&old, stamp);
+                    let verdict = shared.units[unit].compare_and_write_done(&old[..], stamp);
                     shared.check(now, verdict);
                     self.last_read.insert(unit, fill(stamp, 0));
                 } else if key == 0x0E {
