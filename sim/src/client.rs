@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use base::{Instant, Prng};
 use initiator::{Command, Config, Event, Session};
-use wire::iscsi::LogoutReason;
+use wire::iscsi::{LogoutReason, RejectReason};
 use wire::scsi::{Lun, Status, TaskAttribute};
 
 use crate::BLOCK;
@@ -26,7 +26,7 @@ enum Operation {
     Write { unit: usize, stamps: Vec<u64>, durable: bool },
     CompareAndWrite { unit: usize, old: Box<[u8; BLOCK]>, stamp: u64 },
     Synchronize { unit: usize, sent: Moment },
-    Other,
+    Other { unit: usize },
 }
 
 impl Operation {
@@ -43,8 +43,8 @@ impl Operation {
             Operation::Write { unit, .. }
             | Operation::CompareAndWrite { unit, .. }
             | Operation::Read { unit, .. }
-            | Operation::Synchronize { unit, .. } => *unit,
-            Operation::Other => 0,
+            | Operation::Synchronize { unit, .. }
+            | Operation::Other { unit } => *unit,
         }
     }
 }
@@ -379,16 +379,14 @@ impl Client {
                 let command = Command::new(lun(unit), &[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
                 self.submit(now, command, Operation::Synchronize { unit, sent }, "SYNCHRONIZE CACHE".into());
             }
-            90..=93 => {
-                self.submit(now, Command::new(lun(unit), &[0; 6]), Operation::Other, "TEST UNIT READY".into())
-            }
+            90..=93 => self.submit(now, Command::new(lun(unit), &[0; 6]), Operation::Other { unit }, "TEST UNIT READY".into()),
             94..=96 => {
                 let command = Command::read(lun(unit), &[0x12, 0, 0, 0, 96, 0], 96);
-                self.submit(now, command, Operation::Other, "INQUIRY".into());
+                self.submit(now, command, Operation::Other { unit }, "INQUIRY".into());
             }
             _ => {
                 let command = Command::read(lun(unit), &[0x03, 0, 0, 0, 252, 0], 252);
-                self.submit(now, command, Operation::Other, "REQUEST SENSE".into());
+                self.submit(now, command, Operation::Other { unit }, "REQUEST SENSE".into());
             }
         }
     }
@@ -501,6 +499,13 @@ impl Client {
                     }
                     self.connection_lost(now, shared);
                 }
+                // Too many unanswered functions: the target may say so, and the host tries again later.
+                Event::Rejected { reason: RejectReason::ImmediateCommandRejected, header: Some(header) } => {
+                    let tag = u32::from_be_bytes([header[16], header[17], header[18], header[19]]);
+                    if self.functions.remove(&tag).is_none() {
+                        shared.violation(now, format!("host {}: a rejected request that nobody sent", self.number));
+                    }
+                }
                 Event::Rejected { reason, header } => {
                     shared.violation(
                         now,
@@ -521,6 +526,13 @@ impl Client {
             for (unit, stamp) in function.covered {
                 shared.end(unit, stamp, function.what);
             }
+        }
+        // An abort that failed: a host escalates, here by giving the session up.
+        if response > 1
+            && function.aborted.is_some()
+            && let Some(pipe) = self.pipe
+        {
+            self.wire.cut(pipe);
         }
         // 0 complete, 1 task does not exist: either way nothing more comes of the command.
         if response <= 1

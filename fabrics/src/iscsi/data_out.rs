@@ -169,12 +169,18 @@ impl Connection {
                 }
                 return Err(Fatal("unsolicited data where none is allowed"));
             };
-            check_sequence(pdu, expected.next, expected.end, expected.data_sn, true)?;
+            check_sequence(pdu, expected.next, expected.end, true)?;
+            let in_order = pdu.data_sn == expected.data_sn;
             let place = match &mut exchange.stash {
-                Some(stash) => match stash.data.take() {
-                    Some(data) => Place::Lent { data, start: (pdu.buffer_offset - stash.offset) as usize },
-                    None => Place::Discard,
-                },
+                Some(stash) => {
+                    stash.damaged |= !in_order;
+                    match stash.data.take() {
+                        Some(data) => {
+                            Place::Lent { data, start: (pdu.buffer_offset - stash.offset) as usize }
+                        }
+                        None => Place::Discard,
+                    }
+                }
                 None => Place::Discard,
             };
             return Ok((Verdict::Data(key, None), place));
@@ -182,11 +188,18 @@ impl Connection {
         let Some(solicitation) = exchange.solicitation_mut(pdu.target_transfer_tag).copied() else {
             return Ok((unknown, Place::Discard));
         };
-        check_sequence(pdu, solicitation.next, solicitation.end, solicitation.data_sn, ending)?;
-        let place = exchange.burst_mut(solicitation.burst).and_then(|burst| burst.data.take()).map_or(
-            Place::Discard,
-            |data| Place::Lent { data, start: (solicitation.next - solicitation.burst) as usize },
-        );
+        check_sequence(pdu, solicitation.next, solicitation.end, ending)?;
+        let in_order = pdu.data_sn == solicitation.data_sn;
+        let mut burst = exchange.burst_mut(solicitation.burst);
+        if let Some(burst) = &mut burst {
+            // A DataSN out of order implies a lost PDU; like a digest error it fails the command once its data has
+            // come (RFC 7143 §7.9, §7.8).
+            burst.damaged |= !in_order;
+        }
+        let place = burst.and_then(|burst| burst.data.take()).map_or(Place::Discard, |data| Place::Lent {
+            data,
+            start: (solicitation.next - solicitation.burst) as usize,
+        });
         debug_assert!(
             matches!(&place, Place::Lent { data, start } if start + length as usize <= data.len())
                 || matches!(place, Place::Discard)
@@ -351,15 +364,12 @@ fn received(task: TaskId, offset: u32, data: DataBuf, damaged: bool) -> PortEven
     }
 }
 
-/// Data PDUs must come in order, stay inside the sequence, and end it with the F bit (RFC 7143 §11.7.5, §13.18).
+/// Data PDUs must follow each other, stay inside the sequence, and end it with the F bit (RFC 7143 §11.7.5, §13.18).
 /// Without recovery a violation ends the session. `early`: the sequence may end before its end.
-fn check_sequence(pdu: &DataOut, next: u32, end: u32, data_sn: u32, early: bool) -> Result<(), Fatal> {
+fn check_sequence(pdu: &DataOut, next: u32, end: u32, early: bool) -> Result<(), Fatal> {
     let Some(reached) = pdu.buffer_offset.checked_add(pdu.data_segment_length) else {
         return Err(Fatal("Data-Out beyond 4 GiB"));
     };
-    if pdu.data_sn != data_sn {
-        return Err(Fatal("DataSN of a Data-Out PDU is out of order"));
-    }
     if pdu.buffer_offset != next {
         return Err(Fatal("buffer offset of a Data-Out PDU is out of order"));
     }
