@@ -379,7 +379,12 @@ impl Client {
                 let command = Command::new(lun(unit), &[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
                 self.submit(now, command, Operation::Synchronize { unit, sent }, "SYNCHRONIZE CACHE".into());
             }
-            90..=93 => self.submit(now, Command::new(lun(unit), &[0; 6]), Operation::Other { unit }, "TEST UNIT READY".into()),
+            90..=93 => self.submit(
+                now,
+                Command::new(lun(unit), &[0; 6]),
+                Operation::Other { unit },
+                "TEST UNIT READY".into(),
+            ),
             94..=96 => {
                 let command = Command::read(lun(unit), &[0x12, 0, 0, 0, 96, 0], 96);
                 self.submit(now, command, Operation::Other { unit }, "INQUIRY".into());
@@ -503,7 +508,10 @@ impl Client {
                 Event::Rejected { reason: RejectReason::ImmediateCommandRejected, header: Some(header) } => {
                     let tag = u32::from_be_bytes([header[16], header[17], header[18], header[19]]);
                     if self.functions.remove(&tag).is_none() {
-                        shared.violation(now, format!("host {}: a rejected request that nobody sent", self.number));
+                        shared.violation(
+                            now,
+                            format!("host {}: a rejected request that nobody sent", self.number),
+                        );
                     }
                 }
                 Event::Rejected { reason, header } => {
