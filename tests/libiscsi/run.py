@@ -51,17 +51,9 @@ def run_one(name, url, multipath_url, seconds):
     return "passed", output
 
 
-def words_of_test(output):
-    """What the test itself printed. Before and after it the tool clears reservations, and says there too when it skips that."""
-    body = output.partition("  Test: ")[2].partition("\nRun Summary:")[0]
-    end = max(body.rfind("passed"), body.rfind("FAILED"))
-    return body if end < 0 else body[:end]
-
-
 def reason(output):
-    words = words_of_test(output)
-    for pattern, text in ((r"\[SKIPPED\]\s*(.+)", words), (r"\[FAILED\]\s*(.+)", words), (r"^\s+\d+\.\s+(.+)", output)):
-        found = re.search(pattern, text, re.M)
+    for pattern in (r"\[SKIPPED\]\s*(.+)", r"\[FAILED\]\s*(.+)", r"^\s+\d+\.\s+(.+)"):
+        found = re.search(pattern, output, re.M)
         if found:
             return found.group(1).strip()[:110]
     return ""
