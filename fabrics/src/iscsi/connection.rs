@@ -198,6 +198,7 @@ impl Connection {
                     return Ok(Pumped::Gated);
                 }
                 match self.receiver.advance() {
+                    Advance::Starved if self.is_foreign() => self.refuse_foreign(tables)?,
                     Advance::Starved => break,
                     Advance::Head => {
                         let incoming = self.look(tables)?;
@@ -264,7 +265,8 @@ impl Connection {
         };
         if login {
             if !matches!(incoming.pdu, Some(Pdu::LoginRequest(_))) {
-                return Err(Fatal("something else than a Login Request before login"));
+                self.refuse_foreign(tables)?;
+                return Ok(incoming);
             }
             if length > 0 {
                 let data = self.receiver.own_place(&tables.pool, length);
@@ -298,6 +300,22 @@ impl Connection {
             Ok(_) => incoming.verdict = Verdict::Reject(RejectReason::ProtocolError),
         }
         Ok(incoming)
+    }
+
+    /// During login, the header of something else is there. Its additional headers are not waited for.
+    fn is_foreign(&self) -> bool {
+        matches!(self.phase, Phase::Login)
+            && self.receiver.opcode().is_some_and(|code| code != opcode::LOGIN_REQUEST)
+    }
+
+    /// Something else than a proper Login Request before full feature phase. Before the first Login Request the
+    /// connection ends without a word; after it, with a Login reject (RFC 7143 §4.2.3).
+    fn refuse_foreign(&mut self, tables: &mut Tables) -> Result<(), Fatal> {
+        if self.first_login {
+            return Err(Fatal("something else than a Login Request before login"));
+        }
+        self.refuse_during_login(tables, &self.receiver.bhs());
+        Ok(())
     }
 
     fn place_own(&mut self, tables: &Tables, incoming: &mut Incoming) {

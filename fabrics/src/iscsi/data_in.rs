@@ -104,7 +104,8 @@ fn residual(expected: u32, actual: u64) -> (bool, bool, u32) {
     (actual > expected, actual < expected, count)
 }
 
-/// What the command wanted to move against what the initiator expected. Without R and W nothing is expected.
+/// What the command wanted to move against what the initiator expected. Without R and W nothing is expected; who
+/// expects nothing is told of data in either direction (RFC 7143 §11.4.5.2: SPDTL > EDTL).
 pub(super) fn residuals(exchange: &Exchange, status: &CommandStatus) -> Residuals {
     let mut residuals = Residuals::default();
     if exchange.read && exchange.write {
@@ -116,9 +117,9 @@ pub(super) fn residuals(exchange: &Exchange, status: &CommandStatus) -> Residual
             residuals.bidirectional_count,
         ) = residual(exchange.expected_in, status.data_in_length);
     } else {
-        let (expected, actual) = if exchange.write {
+        let (expected, actual) = if exchange.write && exchange.expected_out > 0 {
             (exchange.expected_out, status.data_out_length)
-        } else if exchange.read {
+        } else if exchange.read && exchange.expected_in > 0 {
             (exchange.expected_in, status.data_in_length)
         } else {
             (0, status.data_in_length.max(status.data_out_length))

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use scsi::{NexusToken, PortEvent};
-use wire::iscsi::{Bhs, LoginRequest, LoginResponse, Pdu, TextRequest};
+use wire::iscsi::{Bhs, LoginRequest, LoginResponse, LoginStage, Pdu, TextRequest};
 
 use super::connection::{Connection, Phase};
 use super::session::{NewSession, NexusState, Session};
@@ -14,6 +14,7 @@ use super::{LoginEnvironment, LoginOutcome, LoginStep, SessionType, TextStep};
 /// Login status codes (RFC 7143 §11.13.5): class, detail.
 mod status {
     pub const SESSION_DOES_NOT_EXIST: (u8, u8) = (0x02, 0x0A);
+    pub const INVALID_DURING_LOGIN: (u8, u8) = (0x02, 0x0B);
     pub const OUT_OF_RESOURCES: (u8, u8) = (0x03, 0x02);
     pub const SERVICE_UNAVAILABLE: (u8, u8) = (0x03, 0x01);
 }
@@ -38,6 +39,30 @@ impl Connection {
             }
         }
         tables.reply = reply;
+    }
+
+    /// Ends a login in which something else than a Login Request came.
+    pub fn refuse_during_login(&mut self, tables: &mut Tables, bhs: &Bhs) {
+        let (status_class, status_detail) = status::INVALID_DURING_LOGIN;
+        let response = LoginResponse {
+            transit: false,
+            continue_: false,
+            current_stage: LoginStage::SecurityNegotiation,
+            next_stage: LoginStage::SecurityNegotiation,
+            version_max: 0,
+            version_active: 0,
+            isid: [0; 6],
+            tsih: 0,
+            initiator_task_tag: u32::from_be_bytes([bhs[16], bhs[17], bhs[18], bhs[19]]),
+            stat_sn: 0,
+            exp_cmd_sn: 0,
+            max_cmd_sn: 0,
+            status_class,
+            status_detail,
+            data_segment_length: 0,
+        };
+        let cmd_sn = u32::from_be_bytes([bhs[24], bhs[25], bhs[26], bhs[27]]);
+        self.refuse_login(tables, cmd_sn, response, "something else than a Login Request during login");
     }
 
     fn send_login(&mut self, cmd_sn: u32, mut response: LoginResponse, text: Vec<u8>, notice: Notice) {

@@ -1067,6 +1067,36 @@ fn logins_are_bounded_in_time_and_number() {
 }
 
 #[test]
+fn only_logins_log_in() {
+    let mut lab = Lab::new(Options::default(), false);
+    // Additional headers are not waited for when the header says enough.
+    let mut early = lab.connect();
+    let command = early.scsi(0x00, 0);
+    let mut head = early.bytes(&Pdu::ScsiCommand(command), &[]);
+    head[4] = 47;
+    early.raw(&head);
+    lab.run();
+    assert!(early.wire.borrow().dropped && early.all().is_empty());
+    let mut late = lab.connect();
+    let text = b"InitiatorName=iqn.2024-01.org.test:host\0SessionType=Discovery\0";
+    late.send(&Pdu::LoginRequest(LoginRequest { transit: false, ..late.login_request(text.len()) }), text);
+    lab.run();
+    assert_eq!(late.all().len(), 1);
+    let command = late.scsi(0x00, 0);
+    late.command(command, &[]);
+    lab.run();
+    let answers = late.all();
+    assert!(
+        matches!(
+            answers[..],
+            [(Pdu::LoginResponse(LoginResponse { status_class: 2, status_detail: 0x0B, .. }), _)]
+        ),
+        "{answers:?}"
+    );
+    assert!(late.wire.borrow().dropped);
+}
+
+#[test]
 fn the_last_login_response_waits_for_the_nexus() {
     let mut lab = Lab::new(Options::default(), false);
     lab.engine.hold_nexus = true;

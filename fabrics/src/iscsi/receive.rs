@@ -10,7 +10,7 @@ use std::io::{self, IoSliceMut};
 
 use base::{BufferPool, DataBuf, Key};
 use wire::iscsi::digest::{self, DIGEST_LENGTH};
-use wire::iscsi::{AHS_MAX, BHS_LENGTH, Bhs, Pdu, lengths};
+use wire::iscsi::{AHS_MAX, BHS_LENGTH, Bhs, Pdu, lengths, opcode};
 
 use crate::ByteStream;
 
@@ -185,6 +185,12 @@ impl Receiver {
         let mut bhs = [0; BHS_LENGTH];
         bhs.copy_from_slice(&self.head[..BHS_LENGTH]);
         bhs
+    }
+
+    /// The operation code of the header that is coming, once its basic header segment is there.
+    pub fn opcode(&self) -> Option<u8> {
+        let there = self.payload.is_none() && self.head_filled >= BHS_LENGTH;
+        there.then(|| self.head[0] & opcode::MASK)
     }
 
     /// The additional header segments of the complete header.
