@@ -126,6 +126,7 @@ impl SimDisk {
         state
             .requests
             .iter()
+            .filter(|request| !request.stuck)
             .map(|request| if request.applied { request.complete_at } else { request.apply_at })
             .filter(|at| *at > state.now)
             .min()

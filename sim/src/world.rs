@@ -486,12 +486,13 @@ impl World {
                 }
             }
         }
+        let mut skipped = false;
         let first = self.prng.below(self.cores.len() as u64) as usize;
         let count = self.cores.len();
         for i in 0..count {
             if self.prng.chance(1, 5) {
-                moved = true; // a slow core: its turn comes later
-                continue;
+                skipped = true;
+                continue; // a slow core: its turn comes later
             }
             let mut turn = Turn { now: self.now, budget: self.prng.between(1, 64) as u32 };
             let core = &mut self.cores[(first + i) % count];
@@ -501,11 +502,16 @@ impl World {
             if self.prng.chance(4, 5) {
                 moved |= self.clients[i].step(self.now, &mut self.shared);
             } else {
-                moved = true;
+                skipped = true;
             }
         }
         if !moved {
+            let before = self.now;
             self.sleep_until_next_event();
+            if skipped {
+                // Who was passed over may have work: slow, but not asleep.
+                self.now = self.now.min(before + Duration::from_millis(5));
+            }
         } else {
             self.now = self.now + Duration::from_nanos(self.prng.below(3_000));
         }
