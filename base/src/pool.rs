@@ -141,7 +141,10 @@ impl BufferPool {
     /// When `memory` is shorter than [`BufferPool::memory_length`] says: a start-up mistake.
     #[must_use]
     pub fn new(memory: Box<dyn PoolMemory>, classes: &[PoolClass]) -> BufferPool {
-        assert!(memory.length() >= Self::memory_length(classes), "the pool's memory is too short for its classes");
+        assert!(
+            memory.length() >= Self::memory_length(classes),
+            "the pool's memory is too short for its classes"
+        );
         let mut sorted = classes.to_vec();
         sorted.sort_by_key(|class| class.size);
         let mut slots = Vec::new();
@@ -188,7 +191,8 @@ impl BufferPool {
     /// When there is not so much memory.
     #[must_use]
     pub fn plain(classes: &[PoolClass]) -> BufferPool {
-        let memory = PlainMemory::new(Self::memory_length(classes)).expect("enough memory for the buffer pool");
+        let memory =
+            PlainMemory::new(Self::memory_length(classes)).expect("enough memory for the buffer pool");
         BufferPool::new(Box::new(memory), classes)
     }
 
@@ -299,7 +303,12 @@ impl Deref for DataBuf {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
         // SAFETY: the range lies in the slot, is initialised memory, and belongs to this handle alone (module doc).
-        unsafe { std::slice::from_raw_parts(self.slot().data.as_ptr().add(self.offset as usize), self.length as usize) }
+        unsafe {
+            std::slice::from_raw_parts(
+                self.slot().data.as_ptr().add(self.offset as usize),
+                self.length as usize,
+            )
+        }
     }
 }
 
@@ -307,7 +316,10 @@ impl DerefMut for DataBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as for `Deref`; `&mut self` makes this the only access.
         unsafe {
-            std::slice::from_raw_parts_mut(self.slot().data.as_ptr().add(self.offset as usize), self.length as usize)
+            std::slice::from_raw_parts_mut(
+                self.slot().data.as_ptr().add(self.offset as usize),
+                self.length as usize,
+            )
         }
     }
 }
@@ -333,7 +345,11 @@ impl Drop for DataBuf {
 
 impl std::fmt::Debug for DataBuf {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DataBuf").field("slot", &self.slot().index).field("offset", &self.offset).field("length", &self.length).finish()
+        f.debug_struct("DataBuf")
+            .field("slot", &self.slot().index)
+            .field("offset", &self.offset)
+            .field("length", &self.length)
+            .finish()
     }
 }
 

@@ -24,7 +24,7 @@ const TARGET_WARM_RESET: u8 = 6;
 enum Operation {
     Read { unit: usize, lba: u64, blocks: u64, sent: Moment },
     Write { unit: usize, stamps: Vec<u64>, durable: bool },
-    CompareAndWrite { unit: usize, old: [u8; BLOCK], stamp: u64 },
+    CompareAndWrite { unit: usize, old: Box<[u8; BLOCK]>, stamp: u64 },
     Synchronize { unit: usize, sent: Moment },
     Other { unit: usize },
 }
@@ -132,9 +132,14 @@ impl Client {
 
     /// What it still waits for, for the report of a world that does not end.
     pub fn waits_for(&self) -> String {
-        let mut words: Vec<String> =
-            self.pending.values().map(|p| format!("{} since {}", p.what, p.since.as_nanos() / 1000)).collect();
-        words.extend(self.functions.values().map(|f| format!("{} since {}", f.what, f.since.as_nanos() / 1000)));
+        let mut words: Vec<String> = self
+            .pending
+            .values()
+            .map(|p| format!("{} since {}", p.what, p.since.as_nanos() / 1000))
+            .collect();
+        words.extend(
+            self.functions.values().map(|f| format!("{} since {}", f.what, f.since.as_nanos() / 1000)),
+        );
         words.sort();
         words.truncate(6);
         format!("host {}: logged in {}, {}", self.number, self.logged_in, words.join("; "))
@@ -296,15 +301,19 @@ impl Client {
         if let Some(session) = self.session.as_mut() {
             let request = session.task_management(ABORT_TASK, Lun::from_number(unit as u16), Some(tag));
             trace!(now, "host {} sends ABORT TASK of {tag}, tag {request}", self.number);
-            self.functions.insert(request, Function { covered, aborted: Some(tag), since: now, what: "ABORT TASK" });
+            self.functions
+                .insert(request, Function { covered, aborted: Some(tag), since: now, what: "ABORT TASK" });
         }
     }
 
     /// Aborts the first command whose patience is over.
     fn abort_overdue(&mut self, now: Instant, shared: &mut Shared) -> bool {
         let Some(session) = self.session.as_ref() else { return false };
-        let is_overdue = |(tag, pending): &(&u32, &Pending)| now.since(pending.since) > PATIENCE && session.is_sent(**tag);
-        let Some(tag) = self.pending.iter().filter(is_overdue).map(|(tag, _)| *tag).min() else { return false };
+        let is_overdue =
+            |(tag, pending): &(&u32, &Pending)| now.since(pending.since) > PATIENCE && session.is_sent(**tag);
+        let Some(tag) = self.pending.iter().filter(is_overdue).map(|(tag, _)| *tag).min() else {
+            return false;
+        };
         if self.functions.values().any(|function| function.aborted == Some(tag)) {
             return false;
         }
@@ -370,7 +379,12 @@ impl Client {
                 let command = Command::new(lun(unit), &[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
                 self.submit(now, command, Operation::Synchronize { unit, sent }, "SYNCHRONIZE CACHE".into());
             }
-            90..=93 => self.submit(now, Command::new(lun(unit), &[0; 6]), Operation::Other { unit }, "TEST UNIT READY".into()),
+            90..=93 => self.submit(
+                now,
+                Command::new(lun(unit), &[0; 6]),
+                Operation::Other { unit },
+                "TEST UNIT READY".into(),
+            ),
             94..=96 => {
                 let command = Command::read(lun(unit), &[0x12, 0, 0, 0, 96, 0], 96);
                 self.submit(now, command, Operation::Other { unit }, "INQUIRY".into());
@@ -403,7 +417,12 @@ impl Client {
         }
         command.unsolicited = self.prng.chance(3, 4);
         let durable = fua || !shared.write_cache;
-        self.submit(now, command, Operation::Write { unit, stamps, durable }, format!("WRITE {lba}+{count} fua {fua}"));
+        self.submit(
+            now,
+            command,
+            Operation::Write { unit, stamps, durable },
+            format!("WRITE {lba}+{count} fua {fua}"),
+        );
     }
 
     fn send_read(&mut self, now: Instant, shared: &mut Shared, unit: usize, lba: u64, count: u64) {
@@ -413,7 +432,12 @@ impl Client {
         cdb[2..6].copy_from_slice(&(lba as u32).to_be_bytes());
         cdb[7..9].copy_from_slice(&(count as u16).to_be_bytes());
         let command = Command::read(lun(unit), &cdb, (count as usize * BLOCK) as u32);
-        self.submit(now, command, Operation::Read { unit, lba, blocks: count, sent }, format!("READ {lba}+{count}"));
+        self.submit(
+            now,
+            command,
+            Operation::Read { unit, lba, blocks: count, sent },
+            format!("READ {lba}+{count}"),
+        );
     }
 
     /// Block 0 is written by COMPARE AND WRITE only, always on top of a value that was read.
@@ -429,7 +453,12 @@ impl Client {
         let mut data = old.to_vec();
         data.extend_from_slice(&fill(stamp, 0));
         let command = Command::write(lun(unit), &cdb, data);
-        self.submit(now, command, Operation::CompareAndWrite { unit, old, stamp }, "COMPARE AND WRITE".into());
+        self.submit(
+            now,
+            command,
+            Operation::CompareAndWrite { unit, old: Box::new(old), stamp },
+            "COMPARE AND WRITE".into(),
+        );
     }
 
     fn handle_events(&mut self, now: Instant, shared: &mut Shared) {
@@ -445,7 +474,10 @@ impl Client {
                 Event::LoginFailed { class, detail, .. } => {
                     // 0301h service unavailable and 0302h out of resources may pass; anything else is our fault.
                     if class != 3 {
-                        shared.violation(now, format!("host {}: login refused with {class:02x}{detail:02x}", self.number));
+                        shared.violation(
+                            now,
+                            format!("host {}: login refused with {class:02x}{detail:02x}", self.number),
+                        );
                     }
                     if let Some(pipe) = self.pipe {
                         self.wire.initiator_close(pipe);
@@ -476,13 +508,21 @@ impl Client {
                 Event::Rejected { reason: RejectReason::ImmediateCommandRejected, header: Some(header) } => {
                     let tag = u32::from_be_bytes([header[16], header[17], header[18], header[19]]);
                     if self.functions.remove(&tag).is_none() {
-                        shared.violation(now, format!("host {}: a rejected request that nobody sent", self.number));
+                        shared.violation(
+                            now,
+                            format!("host {}: a rejected request that nobody sent", self.number),
+                        );
                     }
                 }
                 Event::Rejected { reason, header } => {
-                    shared.violation(now, format!("host {}: rejected with {reason:?}: {header:02x?}", self.number));
+                    shared.violation(
+                        now,
+                        format!("host {}: rejected with {reason:?}: {header:02x?}", self.number),
+                    );
                 }
-                Event::ProtocolViolation(what) => shared.violation(now, format!("host {}: {what}", self.number)),
+                Event::ProtocolViolation(what) => {
+                    shared.violation(now, format!("host {}: {what}", self.number))
+                }
                 _ => {}
             }
         }
@@ -514,16 +554,29 @@ impl Client {
     }
 
     #[expect(clippy::too_many_arguments, reason = "the fields of one event")]
-    fn command_done(&mut self, now: Instant, shared: &mut Shared, tag: u32, response: u8, status: Status, sense: &[u8], data: &[u8]) {
+    fn command_done(
+        &mut self,
+        now: Instant,
+        shared: &mut Shared,
+        tag: u32,
+        response: u8,
+        status: Status,
+        sense: &[u8],
+        data: &[u8],
+    ) {
         let Some(pending) = self.pending.remove(&tag) else {
-            return shared.violation(now, format!("host {}: a response to tag {tag}, which has none to come", self.number));
+            return shared.violation(
+                now,
+                format!("host {}: a response to tag {tag}, which has none to come", self.number),
+            );
         };
         let good = response == 0 && status == Status::Good;
         let key = sense.get(2).map_or(0, |byte| byte & 0x0F);
         match pending.operation {
             Operation::Read { unit, lba, blocks, sent } if good => {
                 if data.len() != blocks as usize * BLOCK {
-                    return shared.violation(now, format!("{}: GOOD with {} bytes", pending.what, data.len()));
+                    return shared
+                        .violation(now, format!("{}: GOOD with {} bytes", pending.what, data.len()));
                 }
                 for (i, block) in data.chunks_exact(BLOCK).enumerate() {
                     let verdict = shared.units[unit].history.read(lba + i as u64, sent, block);
@@ -541,7 +594,7 @@ impl Client {
             Operation::CompareAndWrite { unit, old, stamp } => {
                 shared.finish(unit, stamp, good, !shared.write_cache);
                 if good {
-                    let verdict = shared.units[unit].compare_and_write_done(&old, stamp);
+                    let verdict = shared.units[unit].compare_and_write_done(&old[..], stamp);
                     shared.check(now, verdict);
                     self.last_read.insert(unit, fill(stamp, 0));
                 } else if key == 0x0E {
@@ -556,9 +609,18 @@ impl Client {
         } else {
             shared.commands_failed += 1;
             // After the faults, only unit attentions are still to be delivered.
-            let excused = key == 0x06 || matches!(status, Status::TaskSetFull | Status::Busy | Status::TaskAborted);
-            if shared.faults_over && !excused && key != 0x0E && !shared.fenced && pending.since > shared.healed_at {
-                shared.violation(now, format!("{} failed after the faults: {status:?}, sense {sense:02x?}", pending.what));
+            let excused =
+                key == 0x06 || matches!(status, Status::TaskSetFull | Status::Busy | Status::TaskAborted);
+            if shared.faults_over
+                && !excused
+                && key != 0x0E
+                && !shared.fenced
+                && pending.since > shared.healed_at
+            {
+                shared.violation(
+                    now,
+                    format!("{} failed after the faults: {status:?}, sense {sense:02x?}", pending.what),
+                );
             }
         }
     }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use base::{CoreId, Instant, Prng, Progress};
 use bdev::{
-    BlockDevice, BlockError, BlockIo, BlockOp, Extent, ExtentState, Geometry, IoChannel, IoCompletion, IoTag, IoValue, Provisioning,
+    BlockDevice, BlockError, BlockIo, BlockOp, Extent, ExtentState, Geometry, IoChannel, IoCompletion, IoTag,
+    IoValue, Provisioning,
 };
 
 use crate::BLOCK;
@@ -110,8 +111,9 @@ impl SimDisk {
         let mut state = self.state();
         state.now = now;
         let state = &mut *state;
-        let mut order: Vec<usize> =
-            (0..state.requests.len()).filter(|&i| !state.requests[i].applied && state.requests[i].apply_at <= now).collect();
+        let mut order: Vec<usize> = (0..state.requests.len())
+            .filter(|&i| !state.requests[i].applied && state.requests[i].apply_at <= now)
+            .collect();
         order.sort_by_key(|&i| state.requests[i].apply_at);
         for i in order {
             apply(state, i);
@@ -124,6 +126,7 @@ impl SimDisk {
         state
             .requests
             .iter()
+            .filter(|request| !request.stuck)
             .map(|request| if request.applied { request.complete_at } else { request.apply_at })
             .filter(|at| *at > state.now)
             .min()
@@ -300,7 +303,8 @@ impl IoChannel for Channel {
             _ => Vec::new(),
         };
         state.started.extend(data.chunks_exact(BLOCK).map(stamp_of));
-        let fails = state.prng.below(1000) < state.weather.errors_per_mille && !matches!(io.op, BlockOp::Flush);
+        let fails =
+            state.prng.below(1000) < state.weather.errors_per_mille && !matches!(io.op, BlockOp::Flush);
         state.requests.push(Request {
             core: self.core,
             io: BlockIo2 { tag: io.tag, op: io.op, lba: io.lba, blocks: io.blocks, data },
@@ -346,7 +350,11 @@ impl IoChannel for Channel {
                     continue;
                 }
                 let request = state.requests.swap_remove(i);
-                let at = self.buffers.iter().position(|(tag, _)| *tag == request.io.tag).expect("the buffer that was lent");
+                let at = self
+                    .buffers
+                    .iter()
+                    .position(|(tag, _)| *tag == request.io.tag)
+                    .expect("the buffer that was lent");
                 let (_, mut data) = self.buffers.swap_remove(at);
                 let result = if request.fails {
                     Err(BlockError::Medium { lba: Some(request.io.lba) })

@@ -35,7 +35,11 @@ static TRACE: AtomicBool = AtomicBool::new(false);
 fn brief(event: &initiator::Event) -> String {
     match event {
         initiator::Event::CommandDone { tag, response, status, sense, data, .. } => {
-            format!("tag {tag} ended: response {response}, {status:?}, sense {:02x?}, {} bytes", sense.get(..14), data.len())
+            format!(
+                "tag {tag} ended: response {response}, {status:?}, sense {:02x?}, {} bytes",
+                sense.get(..14),
+                data.len()
+            )
         }
         other => format!("{other:?}"),
     }
@@ -97,7 +101,11 @@ impl Totals {
             }
             Err(violation) => {
                 self.violations.fetch_add(1, Ordering::Relaxed);
-                println!("seed {seed}: violation at {} us: {}", violation.at.as_nanos() / 1000, violation.what);
+                println!(
+                    "seed {seed}: violation at {} us: {}",
+                    violation.at.as_nanos() / 1000,
+                    violation.what
+                );
             }
         }
     }
@@ -121,7 +129,9 @@ fn main() -> ExitCode {
     }
     if arguments.seeds > 0 {
         let first = match arguments.first_seed.as_str() {
-            "random" => SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |d| d.as_secs() << 20),
+            "random" => {
+                SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |d| d.as_secs() << 20)
+            }
             text => match text.parse() {
                 Ok(first) => first,
                 Err(_) => {
@@ -137,12 +147,18 @@ fn main() -> ExitCode {
     if arguments.json {
         println!(
             "{{\"worlds\": {worlds}, \"violations\": {violations}, \"commands_good\": {}, \"commands_failed\": {}, \"steps\": {}, \"seconds\": {}}}",
-            load(&totals.good), load(&totals.failed), load(&totals.steps), started.elapsed().as_secs()
+            load(&totals.good),
+            load(&totals.failed),
+            load(&totals.steps),
+            started.elapsed().as_secs()
         );
     } else {
         println!(
             "{worlds} worlds in {:.0} s: {} commands ended well, {} otherwise, {} steps, {violations} violations",
-            started.elapsed().as_secs_f64(), load(&totals.good), load(&totals.failed), load(&totals.steps)
+            started.elapsed().as_secs_f64(),
+            load(&totals.good),
+            load(&totals.failed),
+            load(&totals.steps)
         );
         println!("totals: {} passed, {violations} failed, 0 skipped", worlds - violations);
     }
@@ -210,8 +226,16 @@ fn progress(seeds: u64, totals: &Totals, finished: &AtomicBool) {
         waited += tick;
         if waited >= every {
             waited = Duration::ZERO;
-            let line = format!("{} of {seeds} seeds, {} violations", totals.worlds.load(Ordering::Relaxed), totals.violations.load(Ordering::Relaxed));
-            let _ = if terminal { write!(std::io::stderr(), "\r{line}  ") } else { writeln!(std::io::stderr(), "{line}") };
+            let line = format!(
+                "{} of {seeds} seeds, {} violations",
+                totals.worlds.load(Ordering::Relaxed),
+                totals.violations.load(Ordering::Relaxed)
+            );
+            let _ = if terminal {
+                write!(std::io::stderr(), "\r{line}  ")
+            } else {
+                writeln!(std::io::stderr(), "{line}")
+            };
         }
     }
     if terminal {

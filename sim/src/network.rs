@@ -268,12 +268,17 @@ impl ByteStream for SimStream {
         }
         let half = &mut pipe.to_target;
         if half.arrived.is_empty() {
-            return if half.closed && half.flying.is_empty() { Ok(0) } else { Err(io::ErrorKind::WouldBlock.into()) };
+            return if half.closed && half.flying.is_empty() {
+                Ok(0)
+            } else {
+                Err(io::ErrorKind::WouldBlock.into())
+            };
         }
         // A receive may return less than is there.
         let room: usize = buffers.iter().map(|buffer| buffer.len()).sum();
         let all = half.arrived.len().min(room);
-        let some = if wire.prng.chance(1, 4) { wire.prng.between(1, all.max(1) as u64) as usize } else { all };
+        let some =
+            if wire.prng.chance(1, 4) { wire.prng.between(1, all.max(1) as u64) as usize } else { all };
         let some = some.min(all);
         let mut taken = 0;
         for buffer in buffers {

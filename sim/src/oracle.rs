@@ -108,7 +108,10 @@ impl History {
             return Ok(());
         };
         if write.lba != applied.lba {
-            return Err(format!("write {} for block {} reached block {}", applied.stamp, write.lba, applied.lba));
+            return Err(format!(
+                "write {} for block {} reached block {}",
+                applied.stamp, write.lba, applied.lba
+            ));
         }
         if write.ended < now && !write.acknowledged {
             return Err(format!(
@@ -120,7 +123,10 @@ impl History {
             ));
         }
         if write.ended < now {
-            return Err(format!("write {} to block {} reached the medium after it was acknowledged", applied.stamp, applied.lba));
+            return Err(format!(
+                "write {} to block {} reached the medium after it was acknowledged",
+                applied.stamp, applied.lba
+            ));
         }
         Ok(())
     }
@@ -148,18 +154,6 @@ impl History {
         let now = self.tick();
         let stamp = crate::disk::stamp_of(block);
         self.legal(lba, stamp, now, |write| write.durable_by).map_err(|e| format!("after a power cut: {e}"))
-    }
-
-    /// Starts a new history in which every block holds what it holds now.
-    pub fn restart(&mut self, blocks: impl Iterator<Item = (u64, u64)>) {
-        self.writes.clear();
-        self.by_block.clear();
-        for (lba, stamp) in blocks.filter(|(_, stamp)| *stamp != 0) {
-            let now = self.tick();
-            let write = Write { lba, invoked: now, effective_by: now, ended: now, reason: "", durable_by: now, acknowledged: true };
-            self.writes.insert(stamp, write);
-            self.by_block.entry(lba).or_default().push(stamp);
-        }
     }
 
     /// `stamp` may be the value of `lba` for a reader that began at `sent` unless some write certainly came after it
@@ -194,7 +188,8 @@ impl History {
 pub fn fill(stamp: u64, lba: u64) -> [u8; BLOCK] {
     let mut block = [0; BLOCK];
     for (i, chunk) in block.chunks_exact_mut(8).enumerate() {
-        let word = if i == 0 { stamp } else { stamp.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (lba << 8) ^ i as u64 };
+        let word =
+            if i == 0 { stamp } else { stamp.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (lba << 8) ^ i as u64 };
         chunk.copy_from_slice(&word.to_be_bytes());
     }
     block

@@ -1,17 +1,22 @@
 //! One world: cores, network, disks, hosts and time, all driven by one seed.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use base::{BufferPool, CoreId, Instant, Limits, Outbox, PoolClass, Prng, Progress};
-use fabrics::conductor::{Conductor, CoreLink, CoreMessage, CoreReply, CoreRequest, NumberedReply, NumberedRequest};
+use fabrics::conductor::{
+    Conductor, CoreLink, CoreMessage, CoreReply, CoreRequest, NumberedReply, NumberedRequest,
+};
 use fabrics::iscsi::{self, IscsiPort};
 use initiator::{Config, OperationalKeys};
 use reactor::{Poller, Turn};
-use scsi::{ControlId, ControlOutcome, ControlRequest, LogicalUnitId, LunMap, LunMapping, TargetDeviceId, UnitIdentity};
+use scsi::{
+    ControlId, ControlOutcome, ControlRequest, LogicalUnitId, LunMap, LunMapping, TargetDeviceId,
+    UnitIdentity,
+};
 use wire::scsi::Lun;
 
 use crate::client::Client;
@@ -52,7 +57,11 @@ impl Scenario {
             network: NetworkWeather {
                 latency_max: Duration::from_micros(prng.between(1, 400)),
                 capacity: prng.between(600, 100_000) as usize,
-                chunk_max: [1, 50, 600, 9_000, 60_000][prng.below(5) as usize].max(if prng.chance(9, 10) { 40 } else { 1 }),
+                chunk_max: [1, 50, 600, 9_000, 60_000][prng.below(5) as usize].max(if prng.chance(9, 10) {
+                    40
+                } else {
+                    1
+                }),
             },
             disk: DiskWeather {
                 latency_max: Duration::from_micros(prng.between(1, 3_000)),
@@ -197,7 +206,6 @@ pub struct Summary {
     pub fingerprint: u64,
 }
 
-
 struct Core {
     conductor: Conductor<IscsiPort<SimNetwork>, SimLink>,
     pool: BufferPool,
@@ -247,9 +255,17 @@ fn limits(scenario: &Scenario) -> Limits {
 
 fn pool_classes(scenario: &Scenario) -> Vec<PoolClass> {
     if scenario.small_pool {
-        vec![PoolClass { size: 4096, count: 10 }, PoolClass { size: 16_384, count: 10 }, PoolClass { size: 262_144, count: 3 }]
+        vec![
+            PoolClass { size: 4096, count: 10 },
+            PoolClass { size: 16_384, count: 10 },
+            PoolClass { size: 262_144, count: 3 },
+        ]
     } else {
-        vec![PoolClass { size: 4096, count: 64 }, PoolClass { size: 16_384, count: 64 }, PoolClass { size: 262_144, count: 16 }]
+        vec![
+            PoolClass { size: 4096, count: 64 },
+            PoolClass { size: 16_384, count: 64 },
+            PoolClass { size: 262_144, count: 16 },
+        ]
     }
 }
 
@@ -257,7 +273,8 @@ fn iscsi_config(prng: &mut Prng) -> Arc<iscsi::Config> {
     let mut options = iscsi::Options::default();
     options.max_recv_data_segment_length = [512, 2048, 8192, 65_536][prng.below(4) as usize];
     options.max_burst_length = [1024, 4096, 16_384, 262_144][prng.below(4) as usize];
-    options.first_burst_length = [512, 2048, 8192, 65_536][prng.below(4) as usize].min(options.max_burst_length);
+    options.first_burst_length =
+        [512, 2048, 8192, 65_536][prng.below(4) as usize].min(options.max_burst_length);
     options.max_outstanding_r2t = prng.between(1, 4) as u16;
     options.immediate_data = prng.chance(3, 4);
     options.initial_r2t = prng.chance(1, 2);
@@ -270,7 +287,11 @@ fn iscsi_config(prng: &mut Prng) -> Arc<iscsi::Config> {
             portals: vec![iscsi::Portal { address: ([10, 0, 0, 1], 3260).into() }],
             private: false,
         }],
-        initiator_groups: vec![iscsi::InitiatorGroup { tag: 1, initiators: vec!["ANY".into()], netmasks: vec!["ANY".into()] }],
+        initiator_groups: vec![iscsi::InitiatorGroup {
+            tag: 1,
+            initiators: vec!["ANY".into()],
+            netmasks: vec!["ANY".into()],
+        }],
         auth_groups: Vec::new(),
         targets: vec![iscsi::TargetNode {
             target: TargetDeviceId(1),
@@ -324,9 +345,19 @@ impl World {
                 let limits = limits(&scenario);
                 let pool = BufferPool::plain(&pool_classes(&scenario));
                 let engine = scsi::Target::new(core, cores_count, limits.clone(), pool.clone());
-                let port = IscsiPort::new(core, wire.network(core), pool.clone(), limits.clone(), config.clone(), prng.next_u64());
+                let port = IscsiPort::new(
+                    core,
+                    wire.network(core),
+                    pool.clone(),
+                    limits.clone(),
+                    config.clone(),
+                    prng.next_u64(),
+                );
                 let link = SimLink { core, mail: mail.clone() };
-                Core { conductor: Conductor::new(core, cores_count, engine, port, link, &limits, pool.clone()), pool }
+                Core {
+                    conductor: Conductor::new(core, cores_count, engine, port, link, &limits, pool.clone()),
+                    pool,
+                }
             })
             .collect();
         let units = (0..scenario.units)
@@ -402,7 +433,8 @@ impl World {
     fn control(&mut self, core: CoreId, request: ControlRequest) -> Result<(), Violation> {
         let id = ControlId(self.next_control);
         self.next_control += 1;
-        self.mail.borrow_mut().requests[core.index()].push_back(NumberedRequest { id, request: CoreRequest::Scsi(request) });
+        self.mail.borrow_mut().requests[core.index()]
+            .push_back(NumberedRequest { id, request: CoreRequest::Scsi(request) });
         for _ in 0..1_000_000 {
             self.step();
             self.first_violation()?;
@@ -446,19 +478,21 @@ impl World {
             self.shared.started.extend(unit.disk.take_started().into_iter().map(|stamp| (number, stamp)));
             for applied in unit.disk.take_applied() {
                 trace!(self.now, "unit {number} block {} now carries {}", applied.lba, applied.stamp);
-                self.fingerprint = self.fingerprint.rotate_left(5) ^ applied.stamp ^ (applied.lba << 32) ^ number as u64;
+                self.fingerprint =
+                    self.fingerprint.rotate_left(5) ^ applied.stamp ^ (applied.lba << 32) ^ number as u64;
                 // A fenced unit promises nothing: it said that tasks may still be in its device.
                 if let (Err(what), false) = (unit.history.applied(&applied), self.shared.fenced) {
                     self.shared.violations.push(Violation { at: self.now, what });
                 }
             }
         }
+        let mut skipped = false;
         let first = self.prng.below(self.cores.len() as u64) as usize;
         let count = self.cores.len();
         for i in 0..count {
             if self.prng.chance(1, 5) {
-                moved = true; // a slow core: its turn comes later
-                continue;
+                skipped = true;
+                continue; // a slow core: its turn comes later
             }
             let mut turn = Turn { now: self.now, budget: self.prng.between(1, 64) as u32 };
             let core = &mut self.cores[(first + i) % count];
@@ -468,11 +502,16 @@ impl World {
             if self.prng.chance(4, 5) {
                 moved |= self.clients[i].step(self.now, &mut self.shared);
             } else {
-                moved = true;
+                skipped = true;
             }
         }
         if !moved {
+            let before = self.now;
             self.sleep_until_next_event();
+            if skipped {
+                // Who was passed over may have work: slow, but not asleep.
+                self.now = self.now.min(before + Duration::from_millis(5));
+            }
         } else {
             self.now = self.now + Duration::from_nanos(self.prng.below(3_000));
         }
@@ -482,8 +521,14 @@ impl World {
         let disks = self.shared.units.iter().filter_map(|unit| unit.disk.next_event());
         let cores = self.cores.iter().filter_map(|core| core.conductor.next_timeout());
         let clients = self.clients.iter().filter_map(Client::next_event);
-        let next = disks.chain(cores).chain(clients).chain(self.wire.next_arrival()).filter(|at| *at > self.now).min();
-        self.now = next.unwrap_or(self.now + Duration::from_millis(1)).max(self.now + Duration::from_nanos(1));
+        let next = disks
+            .chain(cores)
+            .chain(clients)
+            .chain(self.wire.next_arrival())
+            .filter(|at| *at > self.now)
+            .min();
+        self.now =
+            next.unwrap_or(self.now + Duration::from_millis(1)).max(self.now + Duration::from_nanos(1));
     }
 
     fn run(mut self) -> Result<Summary, Violation> {
@@ -520,15 +565,31 @@ impl World {
             self.step();
             let _ = self.take_replies();
             self.first_violation()?;
-            let overdue = self.now.since(began) > LIVENESS + Duration::from_secs(u64::from(self.scenario.commands) * 20);
+            let overdue = self.now.since(began)
+                > LIVENESS + Duration::from_secs(u64::from(self.scenario.commands) * 20);
             if overdue || self.steps - before > STEPS_MAX {
-                let waiting: Vec<String> = self.clients.iter().filter(|c| !c.finished()).map(Client::waits_for).collect();
-                let reports: Vec<String> = self.cores.iter().map(|core| {
-                    let report = core.conductor.report();
-                    format!("tasks {} nexuses {} connections {} buffers {}", report.tasks, report.nexuses, report.connections.len(), report.buffers_outstanding)
-                }).collect();
+                let waiting: Vec<String> =
+                    self.clients.iter().filter(|c| !c.finished()).map(Client::waits_for).collect();
+                let reports: Vec<String> = self
+                    .cores
+                    .iter()
+                    .map(|core| {
+                        let report = core.conductor.report();
+                        format!(
+                            "tasks {} nexuses {} connections {} buffers {}",
+                            report.tasks,
+                            report.nexuses,
+                            report.connections.len(),
+                            report.buffers_outstanding
+                        )
+                    })
+                    .collect();
                 let disks: usize = self.shared.units.iter().map(|unit| unit.disk.outstanding()).sum();
-                return Err(self.fault(format!("no end: waiting for {what}; {}; cores: {}; disk requests {disks}", waiting.join(" | "), reports.join(" | "))));
+                return Err(self.fault(format!(
+                    "no end: waiting for {what}; {}; cores: {}; disk requests {disks}",
+                    waiting.join(" | "),
+                    reports.join(" | ")
+                )));
             }
         }
         Ok(())
@@ -538,7 +599,8 @@ impl World {
         for (number, core) in self.cores.iter().enumerate() {
             let statistics = core.pool.statistics();
             if statistics.outstanding != 0 {
-                return Err(self.fault(format!("core {number}: {} buffers did not come home", statistics.outstanding)));
+                return Err(self
+                    .fault(format!("core {number}: {} buffers did not come home", statistics.outstanding)));
             }
         }
         for unit in &self.shared.units {

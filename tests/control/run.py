@@ -22,6 +22,15 @@ ROOT = HERE.parents[1]
 RPC = ROOT / "scripts" / "rpc.py"
 
 
+TESTS = []
+
+
+def test(function):
+    """What is decorated is run, with a fresh daemon as its argument."""
+    TESTS.append(function)
+    return function
+
+
 def rpc_py(target, *arguments, status=0):
     done = subprocess.run([sys.executable, str(RPC), "-s", str(target.socket), *arguments], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == status, f"rpc.py {arguments}: exit {done.returncode}, wanted {status}\n{done.stdout}{done.stderr}"
@@ -43,11 +52,13 @@ def listing(target):
     return subprocess.run(["iscsi-ls", "-s", f"iscsi://127.0.0.1:{target.port}"], capture_output=True, text=True, timeout=60, check=False).stdout
 
 
+@test
 def the_socket_is_for_its_owner_only(target):
     mode = stat.S_IMODE(os.stat(target.socket).st_mode)
     assert mode == 0o600, oct(mode)
 
 
+@test
 def errors_name_method_parameter_and_remedy(target):
     refused(target, "no_such_method", "no_such_method")
     refused(target, "bdev_rbd_create", "not built")
@@ -62,6 +73,7 @@ def errors_name_method_parameter_and_remedy(target):
     assert target.rpc("bdev_get_bdevs") == [], "a refused request left something behind"
 
 
+@test
 def garbage_on_the_socket_costs_only_its_own_connection(target):
     for garbage in (b"\x00\xff\xfe", b"[" * 100_000, b'{"jsonrpc":"2.0","id":1,"method":' + b'"x' * 10, b"null", b"{}", b'{"id":1}'):
         with socket.socket(socket.AF_UNIX) as stream:
@@ -78,6 +90,7 @@ def garbage_on_the_socket_costs_only_its_own_connection(target):
     target.rpc("spdk_get_version")
 
 
+@test
 def pipelined_and_batched_requests_are_answered_in_order(target):
     with socket.socket(socket.AF_UNIX) as stream:
         stream.settimeout(20)
@@ -98,6 +111,7 @@ def pipelined_and_batched_requests_are_answered_in_order(target):
         assert found == [1, 2, 3, 4, 5], found
 
 
+@test
 def every_method_has_a_schema(target):
     methods = target.rpc("rpc_get_methods")
     schema = target.rpc("rpc.discover")
@@ -118,6 +132,7 @@ def every_method_has_a_schema(target):
     assert not missing, missing
 
 
+@test
 def a_saved_configuration_loads_into_a_fresh_daemon(target):
     disk = target.folder / "disk"
     disk.write_bytes(bytes(1 << 20))
@@ -127,12 +142,12 @@ def a_saved_configuration_loads_into_a_fresh_daemon(target):
     target.rpc("iscsi_create_auth_group", tag=1, secrets=[{"user": "alice", "secret": "correct horse battery"}])
     target.export(["Slow0", "File0"])
     saved = rpc_py(target, "save_config")
-    file = target.folder / "saved.json"
-    file.write_text(saved)
+    # A file is one daemon's: the first ends before the second opens it. The port is the only difference.
+    target.terminate()
     fresh = daemon.Daemon(target.path)
     try:
         fresh.start()
-        # The first daemon holds the port; the fresh one takes another, which is the only difference.
+        file = fresh.folder / "saved.json"
         file.write_text(saved.replace(f'"{target.port}"', f'"{fresh.port}"'))
         rpc_py(fresh, "load_config", str(file))
         assert "Lun:1" in listing(fresh).replace(" ", ""), listing(fresh)
@@ -142,6 +157,7 @@ def a_saved_configuration_loads_into_a_fresh_daemon(target):
         fresh.stop()
 
 
+@test
 def luns_come_and_go_while_sessions_live(target):
     for number in range(2):
         target.rpc("bdev_malloc_create", name=f"Ram{number}", num_blocks=2048, block_size=512)
@@ -156,6 +172,7 @@ def luns_come_and_go_while_sessions_live(target):
     assert daemon.IQN not in listing(target)
 
 
+@test
 def a_target_is_deleted_under_load(target):
     target.rpc("bdev_malloc_create", name="Ram0", num_blocks=64 * 2048, block_size=512)
     target.export(["Ram0"])
@@ -171,6 +188,7 @@ def a_target_is_deleted_under_load(target):
         load.wait()
 
 
+@test
 def traffic_is_counted(target):
     target.rpc("bdev_malloc_create", name="Ram0", num_blocks=64 * 2048, block_size=512)
     target.export(["Ram0"])
@@ -181,6 +199,7 @@ def traffic_is_counted(target):
     assert threads["tick_rate"] > 0 and threads["threads"][0]["busy"] > 0, threads
 
 
+@test
 def a_second_daemon_on_the_same_socket_is_refused(target):
     done = subprocess.run([target.path, "-r", str(target.socket)], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode != 0
@@ -188,6 +207,7 @@ def a_second_daemon_on_the_same_socket_is_refused(target):
     target.rpc("spdk_get_version")
 
 
+@test
 def a_bad_configuration_says_where(target):
     file = target.folder / "bad.json"
     for config, words in (
@@ -203,6 +223,7 @@ def a_bad_configuration_says_where(target):
             assert word in text, f"{config}: {word!r} is not in {text!r}"
 
 
+@test
 def secrets_are_shown_to_nobody(target):
     secret = "correct horse battery"
     target.rpc("iscsi_create_auth_group", tag=1, secrets=[{"user": "alice", "secret": secret, "muser": "bob", "msecret": "another one, longer"}])
@@ -211,22 +232,22 @@ def secrets_are_shown_to_nobody(target):
     assert secret not in target.log.read_text()
 
 
-def tool(*arguments):
-    return subprocess.run([str(ROOT / "target/release/pollux"), *arguments], capture_output=True, text=True, timeout=30, check=False)
+def tool(target, *arguments, rpc=None):
+    """The tool built with the daemon under test, which is beside it."""
+    path = pathlib.Path(target.path).with_name("pollux")
+    return subprocess.run([str(path), "-r", str(rpc or target.socket), *arguments], capture_output=True, text=True, timeout=30, check=False)
 
 
+@test
 def the_tool_speaks_to_people_and_to_scripts(target):
     target.rpc("bdev_malloc_create", name="Ram0", num_blocks=2048, block_size=512)
     target.export(["Ram0"])
     for command in ("status", "bdevs", "targets", "connections", "reactors"):
-        shown = tool("-r", str(target.socket), command)
+        shown = tool(target, command)
         assert shown.returncode == 0 and shown.stdout.strip(), shown
-        json.loads(tool("-r", str(target.socket), command, "--json").stdout)
-    nobody = tool("-r", str(target.folder / "nobody.sock"), "status")
+        json.loads(tool(target, command, "--json").stdout)
+    nobody = tool(target, "status", rpc=target.folder / "nobody.sock")
     assert nobody.returncode != 0 and "nobody.sock" in nobody.stderr, nobody
-
-
-TESTS = [value for name, value in list(globals().items()) if callable(value) and getattr(value, "__module__", "") == "__main__" and value.__code__.co_varnames[:1] == ("target",) and value.__code__.co_argcount == 1 and name not in ("listing",)]
 
 
 def main():
@@ -235,19 +256,19 @@ def main():
     parser.add_argument("--only", default="", help="run only tests whose name holds this")
     arguments = parser.parse_args()
     passed = failed = 0
-    for test in TESTS:
-        if arguments.only not in test.__name__:
+    for run in TESTS:
+        if arguments.only not in run.__name__:
             continue
         target = daemon.Daemon(arguments.polluxd)
         try:
             target.start()
-            test(target)
+            run(target)
             target.stop()
             passed += 1
-            print(f"ok      control::{test.__name__}", flush=True)
+            print(f"ok      control::{run.__name__}", flush=True)
         except Exception:  # every failure is a failed test, whatever its kind
             failed += 1
-            print(f"FAILED  control::{test.__name__}\n{traceback.format_exc()}\n{target.log_tail()}", flush=True)
+            print(f"FAILED  control::{run.__name__}\n{traceback.format_exc()}\n{target.log_tail()}", flush=True)
             try:
                 target.stop()
             except RuntimeError as also:

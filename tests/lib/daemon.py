@@ -110,20 +110,27 @@ class Daemon:
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join(text.splitlines()[-lines:])
 
-    def stop(self):
-        """Stops the daemon; its exit status must be 0."""
-        status = None
-        if self.process is not None:
-            self.process.terminate()
-            try:
-                status = self.process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-                status = "killed after 30 s"
-        shutil.rmtree(self.folder, ignore_errors=True)
-        if status not in (0, None):
+    def terminate(self):
+        """Ends the process; its exit status must be 0. The folder stays."""
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            status = self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            status = "killed after 30 s"
+        self.process = None
+        if status != 0:
             raise RuntimeError(f"polluxd ended with {status}")
+
+    def stop(self):
+        """Ends the process and removes its folder; the exit status must be 0."""
+        try:
+            self.terminate()
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self):
         return self

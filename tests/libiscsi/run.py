@@ -52,7 +52,8 @@ def run_one(name, url, multipath_url, seconds):
 
 
 def reason(output):
-    for pattern in (r"\[SKIPPED\]\s*(.+)", r"\[FAILED\]\s*(.+)", r"^\s+\d+\.\s+(.+)"):
+    # Skips last: the suite's own, around a test that failed, do not explain the failure.
+    for pattern in (r"\[FAILED\]\s*(.+)", r"^\s+\d+\.\s+(.+)", r"\[SKIPPED\]\s*(.+)"):
         found = re.search(pattern, output, re.M)
         if found:
             return found.group(1).strip()[:110]

@@ -172,15 +172,10 @@ fn write_same(cdb: &Cdb, environment: &Environment<'_>, shape: Shape) -> Result<
     let unit = unit(environment)?;
     let (lba, blocks) = (shape.lba(cdb), u64::from(shape.length(cdb)));
     check_range(unit, lba, blocks)?;
-    let blocks = if blocks == 0 {
-        // WSNZ is zero: 0 means all blocks to the end of the medium, of which there must be one (SBC-4 §5.50).
-        match unit.geometry.blocks.checked_sub(lba) {
-            Some(rest @ 1..) => rest,
-            _ => return Err(LBA_OUT_OF_RANGE),
-        }
-    } else {
-        blocks
-    };
+    if blocks == 0 {
+        // WSNZ is one: "to the end of the medium" is not offered (SBC-4 §5.50, §6.6.4).
+        return Err(Sense::invalid_field_in_cdb(shape.length_at(), None));
+    }
     let flags = cdb.u8_at(1);
     Ok(Plan::WriteSame { lba, blocks, unmap: flags & 0x08 != 0, no_data_out: flags & 0x01 != 0 })
 }

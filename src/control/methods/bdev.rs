@@ -172,6 +172,55 @@ struct Resize {
 }
 
 pub(super) fn register(registry: &mut Registry<Control>) {
+    register_creates(registry);
+    registry.register(
+        "bdev_delay_update_latency",
+        When::Runtime,
+        "Changes one latency of a delay bdev.",
+        |control: Arc<Control>, p: UpdateLatency| async move { done(control.update_latency(p).await) },
+    );
+    registry.register(
+        "bdev_error_inject_error",
+        When::Runtime,
+        "Makes the next requests of an error bdev fail.",
+        |control: Arc<Control>, p: InjectError| async move { done(control.inject_error(&p)) },
+    );
+    registry.register(
+        "bdev_error_resume_pending",
+        When::Runtime,
+        "Lets requests go on that an error bdev holds.",
+        |control: Arc<Control>, p: Name| async move {
+            let method = "bdev_error_resume_pending";
+            let bdev = control.bdev_of_kind(method, "name", &p.name, "error", |recipe| {
+                matches!(recipe, Recipe::Error { .. })
+            })?;
+            done(bdev.device.controls.resume_pending().map_err(|error| error.rpc(method)))
+        },
+    );
+    registry.register(
+        "bdev_null_resize",
+        When::Runtime,
+        "Changes the size of a null bdev.",
+        |control: Arc<Control>, p: Resize| async move { done(control.resize_null(p).await) },
+    );
+    register_deletes(registry);
+    registry.register(
+        "bdev_examine",
+        When::Runtime,
+        "Looks for what a bdev may carry. Nothing is looked for in this version.",
+        |control: Arc<Control>, p: Name| async move {
+            find_bdev(&control.state(), "bdev_examine", &p.name).map(|_| true)
+        },
+    );
+    registry.register(
+        "bdev_wait_for_examine",
+        When::Runtime,
+        "Returns when bdev_examine has nothing left to do: at once.",
+        |_: Arc<Control>, _: NoParameters| async move { Ok(true) },
+    );
+}
+
+fn register_creates(registry: &mut Registry<Control>) {
     registry.register(
         "bdev_malloc_create",
         When::Runtime,
@@ -246,55 +295,11 @@ pub(super) fn register(registry: &mut Registry<Control>) {
             Ok(true)
         },
     );
-    registry.register(
-        "bdev_delay_update_latency",
-        When::Runtime,
-        "Changes one latency of a delay bdev.",
-        |control: Arc<Control>, p: UpdateLatency| async move { done(control.update_latency(p).await) },
-    );
-    registry.register(
-        "bdev_error_inject_error",
-        When::Runtime,
-        "Makes the next requests of an error bdev fail.",
-        |control: Arc<Control>, p: InjectError| async move { done(control.inject_error(&p)) },
-    );
-    registry.register(
-        "bdev_error_resume_pending",
-        When::Runtime,
-        "Lets requests go on that an error bdev holds.",
-        |control: Arc<Control>, p: Name| async move {
-            let method = "bdev_error_resume_pending";
-            let bdev = control.bdev_of_kind(method, "name", &p.name, "error", |recipe| {
-                matches!(recipe, Recipe::Error { .. })
-            })?;
-            done(bdev.device.controls.resume_pending().map_err(|error| error.rpc(method)))
-        },
-    );
-    registry.register(
-        "bdev_null_resize",
-        When::Runtime,
-        "Changes the size of a null bdev.",
-        |control: Arc<Control>, p: Resize| async move { done(control.resize_null(p).await) },
-    );
-    register_deletes(registry);
-    registry.register(
-        "bdev_examine",
-        When::Runtime,
-        "Looks for what a bdev may carry. Nothing is looked for in this version.",
-        |control: Arc<Control>, p: Name| async move {
-            find_bdev(&control.state(), "bdev_examine", &p.name).map(|_| true)
-        },
-    );
-    registry.register(
-        "bdev_wait_for_examine",
-        When::Runtime,
-        "Returns when bdev_examine has nothing left to do: at once.",
-        |_: Arc<Control>, _: NoParameters| async move { Ok(true) },
-    );
 }
 
 fn register_deletes(registry: &mut Registry<Control>) {
-    let deletes: [(&'static str, &'static str, fn(&Recipe) -> bool); 6] = [
+    type IsKind = fn(&Recipe) -> bool;
+    let deletes: [(&'static str, &'static str, IsKind); 6] = [
         ("bdev_malloc_delete", "malloc", |recipe| matches!(recipe, Recipe::Malloc { .. })),
         ("bdev_null_delete", "null", |recipe| matches!(recipe, Recipe::Null { .. })),
         ("bdev_aio_delete", "aio", |recipe| matches!(recipe, Recipe::File { direct: false, .. })),

@@ -319,6 +319,27 @@ fn register_initiators(registry: &mut Registry<Control>) {
         },
     );
     registry.register(
+        "iscsi_get_initiator_groups",
+        When::Runtime,
+        "The initiator groups.",
+        |control: Arc<Control>, _: NoParameters| async move {
+            Ok(control
+                .state()
+                .initiator_groups
+                .iter()
+                .map(|(tag, group)| InitiatorGroupResult {
+                    tag: *tag,
+                    initiators: group.initiators.clone(),
+                    netmasks: group.netmasks.clone(),
+                })
+                .collect::<Vec<_>>())
+        },
+    );
+    register_initiator_entries(registry);
+}
+
+fn register_initiator_entries(registry: &mut Registry<Control>) {
+    registry.register(
         "iscsi_initiator_group_add_initiators",
         When::Runtime,
         "Adds names and netmasks to an initiator group.",
@@ -387,23 +408,6 @@ fn register_initiators(registry: &mut Registry<Control>) {
             )
         },
     );
-    registry.register(
-        "iscsi_get_initiator_groups",
-        When::Runtime,
-        "The initiator groups.",
-        |control: Arc<Control>, _: NoParameters| async move {
-            Ok(control
-                .state()
-                .initiator_groups
-                .iter()
-                .map(|(tag, group)| InitiatorGroupResult {
-                    tag: *tag,
-                    initiators: group.initiators.clone(),
-                    netmasks: group.netmasks.clone(),
-                })
-                .collect::<Vec<_>>())
-        },
-    );
 }
 
 fn register_auth(registry: &mut Registry<Control>) {
@@ -456,6 +460,32 @@ fn register_auth(registry: &mut Registry<Control>) {
         },
     );
     registry.register(
+        "iscsi_get_auth_groups",
+        When::Runtime,
+        "The auth groups and their users. Secrets are never shown.",
+        |control: Arc<Control>, _: NoParameters| async move {
+            Ok(control
+                .state()
+                .auth_groups
+                .iter()
+                .map(|(tag, secrets)| AuthGroupResult {
+                    tag: *tag,
+                    secrets: secrets
+                        .iter()
+                        .map(|secret| SecretResult {
+                            user: secret.user.clone(),
+                            muser: secret.mutual_user.clone(),
+                        })
+                        .collect(),
+                })
+                .collect::<Vec<_>>())
+        },
+    );
+    register_secrets(registry);
+}
+
+fn register_secrets(registry: &mut Registry<Control>) {
+    registry.register(
         "iscsi_auth_group_add_secret",
         When::Runtime,
         "Adds a user's secret to an auth group.",
@@ -503,28 +533,6 @@ fn register_auth(registry: &mut Registry<Control>) {
                     })
                     .await,
             )
-        },
-    );
-    registry.register(
-        "iscsi_get_auth_groups",
-        When::Runtime,
-        "The auth groups and their users. Secrets are never shown.",
-        |control: Arc<Control>, _: NoParameters| async move {
-            Ok(control
-                .state()
-                .auth_groups
-                .iter()
-                .map(|(tag, secrets)| AuthGroupResult {
-                    tag: *tag,
-                    secrets: secrets
-                        .iter()
-                        .map(|secret| SecretResult {
-                            user: secret.user.clone(),
-                            muser: secret.mutual_user.clone(),
-                        })
-                        .collect(),
-                })
-                .collect::<Vec<_>>())
         },
     );
 }

@@ -204,6 +204,56 @@ pub(super) fn register(registry: &mut Registry<Control>) {
         |control: Arc<Control>, p: AddLun| async move { done(control.add_lun(p).await) },
     );
     registry.register(
+        "iscsi_target_node_set_auth",
+        When::Runtime,
+        "Sets the authentication of a target node.",
+        |control: Arc<Control>, p: SetAuth| async move {
+            let method = "iscsi_target_node_set_auth";
+            let policy = AuthPolicy {
+                disable_chap: p.disable_chap,
+                require_chap: p.require_chap,
+                mutual_chap: p.mutual_chap,
+                chap_group: p.chap_group,
+            };
+            let policy = check_policy(method, policy)?;
+            done(
+                control
+                    .change(|node| {
+                        target(node, method, &p.name)?.auth = policy;
+                        Ok(())
+                    })
+                    .await,
+            )
+        },
+    );
+    registry.register(
+        "iscsi_target_node_set_redirect",
+        When::Runtime,
+        "Login redirection: not built.",
+        |control: Arc<Control>, p: SetRedirect| async move {
+            let method = "iscsi_target_node_set_redirect";
+            let mut node = Node::clone(&control.state());
+            target(&mut node, method, &p.name)?;
+            Err::<bool, _>(not_built(method, "redirect_host", "make a portal group at the other address"))
+        },
+    );
+    registry.register(
+        "iscsi_target_node_request_logout",
+        When::Runtime,
+        "Asks the initiators of a target node to log out.",
+        |control: Arc<Control>, p: RequestLogout| async move {
+            let method = "iscsi_target_node_request_logout";
+            let mut node = Node::clone(&control.state());
+            let name = target(&mut node, method, &p.name)?.name.clone();
+            done(control.request_logout(Some(name), p.pg_tag, LOGOUT_SECONDS).await)
+        },
+    );
+    register_reports(registry);
+    register_maps(registry);
+}
+
+fn register_maps(registry: &mut Registry<Control>) {
+    registry.register(
         "iscsi_target_node_add_pg_ig_maps",
         When::Runtime,
         "Lets more initiators reach a target node.",
@@ -263,52 +313,6 @@ pub(super) fn register(registry: &mut Registry<Control>) {
             )
         },
     );
-    registry.register(
-        "iscsi_target_node_set_auth",
-        When::Runtime,
-        "Sets the authentication of a target node.",
-        |control: Arc<Control>, p: SetAuth| async move {
-            let method = "iscsi_target_node_set_auth";
-            let policy = AuthPolicy {
-                disable_chap: p.disable_chap,
-                require_chap: p.require_chap,
-                mutual_chap: p.mutual_chap,
-                chap_group: p.chap_group,
-            };
-            let policy = check_policy(method, policy)?;
-            done(
-                control
-                    .change(|node| {
-                        target(node, method, &p.name)?.auth = policy;
-                        Ok(())
-                    })
-                    .await,
-            )
-        },
-    );
-    registry.register(
-        "iscsi_target_node_set_redirect",
-        When::Runtime,
-        "Login redirection: not built.",
-        |control: Arc<Control>, p: SetRedirect| async move {
-            let method = "iscsi_target_node_set_redirect";
-            let mut node = Node::clone(&control.state());
-            target(&mut node, method, &p.name)?;
-            Err::<bool, _>(not_built(method, "redirect_host", "make a portal group at the other address"))
-        },
-    );
-    registry.register(
-        "iscsi_target_node_request_logout",
-        When::Runtime,
-        "Asks the initiators of a target node to log out.",
-        |control: Arc<Control>, p: RequestLogout| async move {
-            let method = "iscsi_target_node_request_logout";
-            let mut node = Node::clone(&control.state());
-            let name = target(&mut node, method, &p.name)?.name.clone();
-            done(control.request_logout(Some(name), p.pg_tag, LOGOUT_SECONDS).await)
-        },
-    );
-    register_reports(registry);
 }
 
 fn register_reports(registry: &mut Registry<Control>) {

@@ -72,108 +72,119 @@ fn scsi_command() -> impl Strategy<Value = Pdu> {
 
 fn other_requests() -> impl Strategy<Value = Pdu> {
     (
-        (any::<bool>(), any::<bool>(), any::<bool>(), lun(), tag(), any::<u32>(), any::<u32>(), any::<u32>()),
-        (any::<u32>(), any::<u32>(), segment(), any::<u8>(), any::<u16>(), any::<[u8; 6]>(), 0u8..7),
+        (any::<bool>(), any::<bool>(), lun(), tag(), any::<u32>(), any::<u32>(), any::<u32>()),
+        (any::<u32>(), any::<u32>(), segment(), any::<u8>(), 0u8..4),
     )
         .prop_map(
             |(
-                (immediate, final_, more, lun, itt, ttt, cmd_sn, exp),
-                (x, y, data, byte, half, isid, which),
-            )| {
-                let (initiator_task_tag, target_transfer_tag, exp_stat_sn, data_segment_length) =
-                    (itt, ttt, exp, data);
-                match which {
-                    0 => Pdu::NopOut(NopOut {
-                        immediate,
+                (immediate, final_, lun, initiator_task_tag, target_transfer_tag, cmd_sn, exp_stat_sn),
+                (x, y, data_segment_length, byte, which),
+            )| match which {
+                0 => Pdu::NopOut(NopOut {
+                    immediate,
+                    lun,
+                    initiator_task_tag,
+                    target_transfer_tag,
+                    cmd_sn,
+                    exp_stat_sn,
+                    data_segment_length,
+                }),
+                1 => Pdu::TaskManagementRequest(TaskManagementRequest {
+                    immediate,
+                    function: byte & 0x7F,
+                    lun,
+                    initiator_task_tag,
+                    referenced_task_tag: target_transfer_tag,
+                    cmd_sn,
+                    exp_stat_sn,
+                    ref_cmd_sn: x,
+                    exp_data_sn: y,
+                }),
+                2 => Pdu::DataOut(DataOut {
+                    final_,
+                    lun,
+                    initiator_task_tag,
+                    target_transfer_tag,
+                    exp_stat_sn,
+                    data_sn: x,
+                    buffer_offset: y,
+                    data_segment_length,
+                }),
+                _ => {
+                    let kinds =
+                        [SnackType::DataOrR2t, SnackType::Status, SnackType::DataAck, SnackType::RData];
+                    Pdu::SnackRequest(SnackRequest {
+                        kind: kinds[usize::from(byte & 3)],
                         lun,
-                        initiator_task_tag,
+                        initiator_task_tag: x,
                         target_transfer_tag,
+                        exp_stat_sn,
+                        beg_run: y,
+                        run_length: cmd_sn,
+                    })
+                }
+            },
+        )
+}
+
+/// Login, text and logout requests.
+fn negotiating_requests() -> impl Strategy<Value = Pdu> {
+    (
+        (any::<bool>(), any::<bool>(), any::<bool>(), lun(), tag(), any::<u32>(), any::<u32>(), any::<u32>()),
+        (segment(), any::<u8>(), any::<u16>(), any::<[u8; 6]>(), 0u8..3),
+    )
+        .prop_map(
+            |(
+                (immediate, final_, more, lun, initiator_task_tag, ttt, cmd_sn, exp_stat_sn),
+                (data_segment_length, byte, half, isid, which),
+            )| match which {
+                0 => {
+                    let current_stage = if final_ {
+                        LoginStage::SecurityNegotiation
+                    } else {
+                        LoginStage::LoginOperationalNegotiation
+                    };
+                    Pdu::LoginRequest(LoginRequest {
+                        transit: more,
+                        continue_: !more && immediate,
+                        current_stage,
+                        next_stage: if more { LoginStage::FullFeaturePhase } else { current_stage },
+                        version_max: byte,
+                        version_min: byte ^ 1,
+                        isid,
+                        tsih: half,
+                        initiator_task_tag,
+                        cid: half ^ 0x55,
                         cmd_sn,
                         exp_stat_sn,
                         data_segment_length,
-                    }),
-                    1 => Pdu::TaskManagementRequest(TaskManagementRequest {
+                    })
+                }
+                1 => Pdu::TextRequest(TextRequest {
+                    immediate,
+                    final_,
+                    continue_: more && !final_,
+                    lun,
+                    initiator_task_tag,
+                    target_transfer_tag: ttt,
+                    cmd_sn,
+                    exp_stat_sn,
+                    data_segment_length,
+                }),
+                _ => {
+                    let reason = if final_ {
+                        LogoutReason::CloseConnection
+                    } else {
+                        LogoutReason::RemoveConnectionForRecovery
+                    };
+                    Pdu::LogoutRequest(LogoutRequest {
                         immediate,
-                        function: byte & 0x7F,
-                        lun,
+                        reason: if more { LogoutReason::CloseSession } else { reason },
                         initiator_task_tag,
-                        referenced_task_tag: ttt,
+                        cid: if more { 0 } else { half },
                         cmd_sn,
                         exp_stat_sn,
-                        ref_cmd_sn: x,
-                        exp_data_sn: y,
-                    }),
-                    2 => {
-                        let current_stage = if final_ {
-                            LoginStage::SecurityNegotiation
-                        } else {
-                            LoginStage::LoginOperationalNegotiation
-                        };
-                        Pdu::LoginRequest(LoginRequest {
-                            transit: more,
-                            continue_: !more && immediate,
-                            current_stage,
-                            next_stage: if more { LoginStage::FullFeaturePhase } else { current_stage },
-                            version_max: byte,
-                            version_min: byte ^ 1,
-                            isid,
-                            tsih: half,
-                            initiator_task_tag,
-                            cid: half ^ 0x55,
-                            cmd_sn,
-                            exp_stat_sn,
-                            data_segment_length,
-                        })
-                    }
-                    3 => Pdu::TextRequest(TextRequest {
-                        immediate,
-                        final_,
-                        continue_: more && !final_,
-                        lun,
-                        initiator_task_tag,
-                        target_transfer_tag,
-                        cmd_sn,
-                        exp_stat_sn,
-                        data_segment_length,
-                    }),
-                    4 => Pdu::DataOut(DataOut {
-                        final_,
-                        lun,
-                        initiator_task_tag,
-                        target_transfer_tag,
-                        exp_stat_sn,
-                        data_sn: x,
-                        buffer_offset: y,
-                        data_segment_length,
-                    }),
-                    5 => {
-                        let reason = if final_ {
-                            LogoutReason::CloseConnection
-                        } else {
-                            LogoutReason::RemoveConnectionForRecovery
-                        };
-                        Pdu::LogoutRequest(LogoutRequest {
-                            immediate,
-                            reason: if more { LogoutReason::CloseSession } else { reason },
-                            initiator_task_tag,
-                            cid: if more { 0 } else { half },
-                            cmd_sn,
-                            exp_stat_sn,
-                        })
-                    }
-                    _ => {
-                        let kinds =
-                            [SnackType::DataOrR2t, SnackType::Status, SnackType::DataAck, SnackType::RData];
-                        Pdu::SnackRequest(SnackRequest {
-                            kind: kinds[usize::from(byte & 3)],
-                            lun,
-                            initiator_task_tag: x,
-                            target_transfer_tag,
-                            exp_stat_sn,
-                            beg_run: y,
-                            run_length: cmd_sn,
-                        })
-                    }
+                    })
                 }
             },
         )
@@ -375,7 +386,13 @@ fn session_responses() -> impl Strategy<Value = Pdu> {
 }
 
 fn any_pdu() -> impl Strategy<Value = Pdu> {
-    prop_oneof![scsi_command(), other_requests(), status_responses(), session_responses()]
+    prop_oneof![
+        scsi_command(),
+        other_requests(),
+        negotiating_requests(),
+        status_responses(),
+        session_responses()
+    ]
 }
 
 /// Header and AHS of `pdu`, over a buffer that was dirty.

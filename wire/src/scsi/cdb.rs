@@ -12,7 +12,8 @@ impl Cdb {
     /// The CDB in `bytes`, zero-padded.
     #[must_use]
     pub fn new(bytes: &[u8]) -> Cdb {
-        let mut cdb = Cdb { length: u16::try_from(bytes.len()).unwrap_or(u16::MAX), bytes: [0; CDB_INLINE_MAX] };
+        let mut cdb =
+            Cdb { length: u16::try_from(bytes.len()).unwrap_or(u16::MAX), bytes: [0; CDB_INLINE_MAX] };
         let kept = bytes.len().min(CDB_INLINE_MAX);
         cdb.bytes[..kept].copy_from_slice(&bytes[..kept]);
         cdb

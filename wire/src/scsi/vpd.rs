@@ -153,7 +153,7 @@ pub fn emit_mode_page_policy(peripheral: Peripheral, out: &mut [u8]) -> usize {
     emit(peripheral, page::MODE_PAGE_POLICY, out, |writer| writer.bytes(&[0x3F, 0xFF, 0x00, 0x00]))
 }
 
-/// Block Limits (SBC-4 §6.6.4). Atomic writes are not supported; WSNZ is zero.
+/// Block Limits (SBC-4 §6.6.4). Atomic writes are not supported; WSNZ is one: WRITE SAME with a length of zero is refused.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BlockLimits {
     /// MAXIMUM COMPARE AND WRITE LENGTH, blocks.
@@ -180,7 +180,7 @@ impl BlockLimits {
     /// Writes the page; returns its full length.
     pub fn emit(&self, peripheral: Peripheral, out: &mut [u8]) -> usize {
         emit(peripheral, page::BLOCK_LIMITS, out, |writer| {
-            writer.bytes(&[0x00, self.compare_and_write_blocks_max]);
+            writer.bytes(&[0x01, self.compare_and_write_blocks_max]);
             writer.u16(self.optimal_granularity_blocks);
             writer.u32(self.transfer_blocks_max);
             writer.u32(self.optimal_transfer_blocks);
