@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use base::{Clock, Instant, Progress};
 
-use crate::poll_fd::sleep_until_readable;
+use crate::poll_fd::SleepSet;
 use crate::statistics::{Counters, Tally};
 use crate::{Doorbell, Poller, ReactorClock, ReactorMode, Turn};
 
@@ -46,7 +46,7 @@ pub(crate) struct PollLoop<'a> {
     /// Other threads need this CPU too.
     pub(crate) yields: bool,
     tally: Tally,
-    descriptors: Vec<i32>,
+    descriptors: SleepSet,
     spin_until: Instant,
 }
 
@@ -64,7 +64,7 @@ impl<'a> PollLoop<'a> {
             shared,
             yields,
             tally,
-            descriptors: Vec::with_capacity(256),
+            descriptors: SleepSet::with_capacity(256),
             spin_until: Instant::ZERO,
         }
     }
@@ -119,8 +119,7 @@ impl<'a> PollLoop<'a> {
         if may_sleep {
             self.tally.sleeps += 1;
             self.shared.counters.publish(&self.tally, true);
-            let woken =
-                sleep_until_readable(&self.descriptors, Some(due.unwrap_or(SLEEP_MAX).min(SLEEP_MAX)));
+            let woken = self.descriptors.sleep(Some(due.unwrap_or(SLEEP_MAX).min(SLEEP_MAX)));
             let now = self.clock.now();
             self.tally.count(now, false);
             self.shared.counters.publish(&self.tally, false);

@@ -174,6 +174,13 @@ impl Connection {
             let place = match &mut exchange.stash {
                 Some(stash) => {
                     stash.damaged |= !in_order;
+                    // All of it in one PDU that has come along with other PDUs: it need not move.
+                    let all =
+                        pdu.final_ && stash.filled == 0 && pdu.buffer_offset == stash.offset && length > 0;
+                    if all && let Some(data) = self.receiver.slot_place(length as usize) {
+                        stash.data = None;
+                        return Ok((Verdict::Data(key, None), Place::Own(data)));
+                    }
                     match stash.data.take() {
                         Some(data) => {
                             Place::Lent { data, start: (pdu.buffer_offset - stash.offset) as usize }
@@ -212,8 +219,8 @@ impl Connection {
         let Verdict::Data(key, burst_offset) = incoming.verdict else { return };
         let Some(exchange) = tables.exchanges.get_mut(key) else { return };
         let data = match incoming.place {
-            Place::Lent { data, .. } => Some(data),
-            Place::Own(_) | Place::Discard => None,
+            Place::Lent { data, .. } | Place::Own(data) => Some(data),
+            Place::Discard => None,
         };
         let length = pdu.data_segment_length;
         let Some(offset) = burst_offset else {

@@ -686,6 +686,25 @@ fn unsolicited_data_is_kept_and_the_rest_is_solicited() {
 }
 
 #[test]
+fn unsolicited_data_in_one_pdu_is_not_copied() {
+    for (digests, step) in [(false, None), (true, None), (false, Some(1000)), (true, Some(1000))] {
+        let mut lab = Lab::new(Options::default(), digests);
+        let digest = if digests { "HeaderDigest=CRC32C\0DataDigest=CRC32C\0" } else { "" };
+        let mut initiator = lab.login(&format!("{KEYS}{digest}"));
+        initiator.wire.borrow_mut().receive_max = step;
+        for blocks in [8, 16, 128, 1, 8] {
+            let data = pattern(5, blocks * 512);
+            let response = initiator.write(&mut lab, &data, 0, data.len(), 65536);
+            assert_eq!(response.status, Status::Good);
+            assert_eq!(lab.engine.blocks[&(data.len() as u32)], data);
+            assert_eq!(lab.port.payload_bytes_copied(), 0, "{blocks} blocks");
+        }
+        lab.run();
+        assert_eq!(lab.outstanding(), 0);
+    }
+}
+
+#[test]
 fn bytes_split_anywhere_change_nothing() {
     for digests in [false, true] {
         for step in (1..64).chain([100, 1000, 4095]) {

@@ -242,16 +242,21 @@ impl Receiver {
     /// A buffer for `length` bytes of payload that follow the complete header: the place in the slot where they
     /// stand or will stand, else a buffer from the pool.
     pub fn own_place(&mut self, pool: &BufferPool, length: usize) -> Option<DataBuf> {
-        self.hint = length.max(self.hint - self.hint / 8);
-        if let Some(slot) = &mut self.slot
-            && length <= slot.len()
-            && (self.available > 0 || length < DIRECT_LENGTH)
-        {
-            self.cut = true;
-            return Some(slot.split_to(length));
+        if let Some(data) = self.slot_place(length) {
+            return Some(data);
         }
         self.cut = false;
         pool.acquire(u32::try_from(length).ok()?)
+    }
+
+    /// The place in the slot where `length` bytes of payload that follow the complete header stand or will stand.
+    /// `None` without a slot, or when they are better received elsewhere.
+    pub fn slot_place(&mut self, length: usize) -> Option<DataBuf> {
+        self.hint = length.max(self.hint - self.hint / 8);
+        let worth = self.available > 0 || length < DIRECT_LENGTH;
+        let slot = self.slot.as_mut().filter(|slot| length <= slot.len() && worth)?;
+        self.cut = true;
+        Some(slot.split_to(length))
     }
 
     /// Begins with the payload of the header that was looked at (or ends the PDU when it has none).

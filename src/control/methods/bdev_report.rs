@@ -239,7 +239,9 @@ fn specific(bdev: &Bdev) -> Value {
             let override_size = matches!(&bdev.recipe, Recipe::File { block_size: Some(_), .. });
             json!({"aio": {"filename": filename, "block_size_override": override_size, "readonly": readonly, "fallocate": fallocate}})
         }
-        Recipe::File { filename, .. } => json!({"uring": {"filename": filename}}),
+        Recipe::File { filename, .. } => {
+            json!({"uring": {"filename": filename, "bounce_copies": bdev.device.device.bounce_copies()}})
+        }
         Recipe::Delay { base, latency } => json!({"delay": {
             "name": bdev.name, "base_bdev_name": base,
             "avg_read_latency": latency.avg_read, "p99_read_latency": latency.p99_read,
