@@ -39,7 +39,7 @@ const UNSAFE_FILES: &[&str] = &[
     "reactor/src/poll_fd.rs",
     // RDTSC and CPUID.
     "reactor/src/tsc.rs",
-    // Counts every allocation of a test's process.
+    // The counting allocator of the data path's tests.
     "tests/common/counting_allocator.rs",
 ];
 

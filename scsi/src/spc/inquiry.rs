@@ -213,7 +213,8 @@ mod tests {
         let mut world = World::new();
         let limits = inquiry(true, 0xB0, 255, &world).expect("page B0h");
         assert_eq!(limits.len(), 64);
-        assert_eq!(limits[4..6], [0, 255]);
+        // WSNZ, MAXIMUM COMPARE AND WRITE LENGTH.
+        assert_eq!(limits[4..6], [1, 255]);
         assert_eq!(limits[8..12], (64 * 1024 * 1024 / 512_u32).to_be_bytes());
         assert_eq!(limits[20..28], [0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 1, 0]);
         if let Some(unit) = world.unit.as_mut() {
