@@ -125,6 +125,12 @@ impl Client {
         self.finished
     }
 
+    /// True when everything it wanted is done and answered, and only the logout is left.
+    pub fn is_idle(&self) -> bool {
+        let asked_all = self.budget == 0 && self.verify.is_empty();
+        self.finished || (self.logged_in && asked_all && self.pending.is_empty() && self.functions.is_empty())
+    }
+
     /// When it wants to act although nothing arrives.
     pub fn next_event(&self) -> Option<Instant> {
         (!self.finished).then_some(self.not_before)
@@ -242,7 +248,7 @@ impl Client {
             self.send_read(now, shared, unit, lba, 1);
             return true;
         }
-        if self.pending.is_empty() && self.functions.is_empty() && shared.faults_over {
+        if self.is_idle() && shared.may_log_out {
             self.logging_out = true;
             if let Some(session) = self.session.as_mut() {
                 let _ = session.logout(LogoutReason::CloseSession);

@@ -114,7 +114,9 @@ pub struct Shared {
     commands: u64,
     /// Faults and chaos have ended.
     pub faults_over: bool,
-    /// Since then.
+    /// All hosts are idle and every core has forgotten every task.
+    pub may_log_out: bool,
+    /// The faults ended then.
     pub healed_at: Instant,
     /// A unit was fenced: errors are right.
     pub fenced: bool,
@@ -405,6 +407,7 @@ impl World {
             orders: HashMap::new(),
             commands: 0,
             faults_over: false,
+            may_log_out: false,
             healed_at: Instant::ZERO,
             fenced: false,
             commands_good: 0,
@@ -571,6 +574,11 @@ impl World {
         for client in &mut self.clients {
             client.begin_verification(self.shared.units.len(), self.shared.blocks);
         }
+        self.run_until("all hosts to be idle", |world| world.clients.iter().all(Client::is_idle))?;
+        self.run_until("every task to be forgotten", |world| {
+            world.cores.iter().all(|core| core.conductor.report().tasks == 0)
+        })?;
+        self.shared.may_log_out = true;
         self.run_until("the end of all sessions", |world| world.clients.iter().all(Client::finished))?;
         self.run_until("everything to come home", |world| {
             world.cores.iter().all(|core| {
