@@ -286,9 +286,9 @@ fn pool_classes(scenario: &Scenario) -> Vec<PoolClass> {
         ]
     } else {
         vec![
-            PoolClass { size: 4096, count: 64 },
-            PoolClass { size: 16_384, count: 64 },
-            PoolClass { size: 262_144, count: 16 },
+            PoolClass { size: 4096, count: 24 },
+            PoolClass { size: 16_384, count: 24 },
+            PoolClass { size: 262_144, count: 4 },
         ]
     }
 }
