@@ -1064,6 +1064,94 @@ fn a_silent_peer_is_asked_and_then_dropped() {
     assert!(initiator.wire.borrow().dropped);
 }
 
+fn answer_to(ping: &NopIn, cmd_sn: u32) -> Pdu {
+    Pdu::NopOut(NopOut {
+        immediate: true,
+        lun: Lun::ZERO,
+        initiator_task_tag: RESERVED_TAG,
+        target_transfer_tag: ping.target_transfer_tag,
+        cmd_sn,
+        exp_stat_sn: 0,
+        data_segment_length: 0,
+    })
+}
+
+fn pings(pdus: &[(Pdu, Vec<u8>)]) -> Vec<NopIn> {
+    pdus.iter().filter_map(|(pdu, _)| if let Pdu::NopIn(ping) = pdu { Some(*ping) } else { None }).collect()
+}
+
+#[test]
+fn a_peer_that_takes_data_slowly_is_not_silent() {
+    let options = Options { nop_in_interval_s: 5, nop_timeout_s: 3, ..Options::default() };
+    let mut lab = Lab::new(options, false);
+    let mut initiator = lab.login(KEYS);
+    initiator.wire.borrow_mut().window = Some(0);
+    for _ in 0..4 {
+        let command = initiator.scsi(0x28, 256);
+        initiator.command(command, &[]);
+    }
+    // The ping waits behind half a megabyte, which takes longer than both times together.
+    let mut seen = vec![];
+    for _ in 0..30 {
+        lab.run();
+        lab.now = lab.now + Duration::from_secs(1);
+        let mut wire = initiator.wire.borrow_mut();
+        assert!(!wire.dropped, "dropped while data flowed");
+        wire.window = Some(wire.window.unwrap_or(0) + 30_000);
+        wire.readiness.writable = true;
+        drop(wire);
+        seen.extend(initiator.all());
+        if let Some(ping) = pings(&seen).last() {
+            initiator.send(&answer_to(ping, initiator.cmd_sn), &[]);
+            lab.run();
+            break;
+        }
+    }
+    assert_eq!(pings(&seen).len(), 1);
+    // Then it takes nothing and says nothing.
+    for _ in 0..10 {
+        lab.now = lab.now + Duration::from_secs(1);
+        lab.run();
+    }
+    assert!(initiator.wire.borrow().dropped);
+}
+
+#[test]
+fn a_peer_that_sends_data_slowly_is_not_silent() {
+    let options = Options { nop_in_interval_s: 5, nop_timeout_s: 3, ..Options::default() };
+    let mut lab = Lab::new(options, false);
+    let mut initiator = lab.login(KEYS);
+    let command = ScsiCommand { final_: true, ..initiator.scsi(0x2A, 128) };
+    initiator.command(command, &[]);
+    lab.run();
+    let Pdu::R2t(r2t) = initiator.all()[0].0 else { panic!() };
+    lab.now = lab.now + Duration::from_secs(6);
+    lab.run();
+    let ping = pings(&initiator.all())[0];
+    let data = pattern(0, 128 * 512);
+    let pdu = DataOut {
+        final_: true,
+        lun: Lun::ZERO,
+        initiator_task_tag: command.initiator_task_tag,
+        target_transfer_tag: r2t.target_transfer_tag,
+        exp_stat_sn: 0,
+        data_sn: 0,
+        buffer_offset: 0,
+        data_segment_length: data.len() as u32,
+    };
+    let bytes = initiator.bytes(&Pdu::DataOut(pdu), &data);
+    for piece in bytes.chunks(8192) {
+        lab.now = lab.now + Duration::from_secs(1);
+        initiator.raw(piece);
+        lab.run();
+        assert!(!initiator.wire.borrow().dropped, "dropped while data flowed");
+    }
+    initiator.send(&answer_to(&ping, initiator.cmd_sn), &[]);
+    lab.run();
+    assert!(matches!(initiator.all()[0].0, Pdu::ScsiResponse(_)));
+    assert_eq!(lab.engine.blocks[&(128 * 512)], data);
+}
+
 #[test]
 fn logins_are_bounded_in_time_and_number() {
     let options = Options { half_open_connections_max: 3, login_timeout_s: 5, ..Options::default() };
