@@ -705,6 +705,24 @@ fn unsolicited_data_in_one_pdu_is_not_copied() {
 }
 
 #[test]
+fn unsolicited_data_is_never_more_than_a_buffer_holds() {
+    let options =
+        Options { max_burst_length: 1 << 20, first_burst_length: 1 << 20, ..Options::default() };
+    let mut lab = Lab::new(options, false);
+    let keys = "InitialR2T=No\0ImmediateData=Yes\0MaxBurstLength=1048576\0FirstBurstLength=1048576\0";
+    let mut initiator = lab.connect();
+    initiator.login(&mut lab, keys);
+    let reply = String::from_utf8_lossy(&initiator.wire.borrow().from_port).replace('\0', " ");
+    let first = reply.split("FirstBurstLength=").nth(1).and_then(|rest| rest.split(' ').next());
+    let first: usize = first.expect("an answer").parse().unwrap();
+    let data = pattern(0, 512 * 1024);
+    let unsolicited = first.min(data.len());
+    let response = initiator.write(&mut lab, &data, 0, unsolicited, 8192);
+    assert_eq!(response.status, Status::Good);
+    assert_eq!(lab.engine.blocks[&(512 * 1024)], data);
+}
+
+#[test]
 fn bytes_split_anywhere_change_nothing() {
     for digests in [false, true] {
         for step in (1..64).chain([100, 1000, 4095]) {
