@@ -1444,3 +1444,145 @@ proptest! {
         prop_assert_eq!(lab.port.session_keys().count(), 0);
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+    /// Initiator::next checks every digest and that StatSN has no gaps.
+    #[test]
+    fn what_is_terminated_in_the_middle_leaves_no_trace(
+        steps in proptest::collection::vec((0u8..9, any::<u16>()), 1..250),
+    ) {
+        let mut lab = Lab::new(Options::default(), true);
+        let keys = format!("{KEYS}HeaderDigest=CRC32C\0DataDigest=CRC32C\0");
+        let mut initiator = lab.login(&keys);
+        assert!(initiator.header_digest && initiator.data_digest);
+        let ping = |tag: u32, cmd_sn: u32, length: usize| NopOut {
+            immediate: true,
+            lun: Lun::ZERO,
+            initiator_task_tag: tag,
+            target_transfer_tag: RESERVED_TAG,
+            cmd_sn,
+            exp_stat_sn: 0,
+            data_segment_length: length as u32,
+        };
+        initiator.wire.borrow_mut().window = Some(0);
+        let mut highest = initiator.cmd_sn;
+        let mut asked: Vec<u32> = vec![];
+        let mut answered: Vec<u32> = vec![];
+        let mut solicited: Vec<R2t> = vec![];
+        let mut ended: Vec<TaskId> = vec![];
+        let mut written: HashMap<u32, u32> = HashMap::new();
+        let window_end = |pdu: &Pdu| match pdu {
+            Pdu::ScsiResponse(p) => Some(p.max_cmd_sn),
+            Pdu::DataIn(p) => Some(p.max_cmd_sn),
+            Pdu::NopIn(p) => Some(p.max_cmd_sn),
+            Pdu::R2t(p) => Some(p.max_cmd_sn),
+            _ => None,
+        };
+        let finish = steps.len();
+        let drain = (0..40).flat_map(|_| [(5, u16::MAX), (6, 0)]);
+        for (number, (step, value)) in steps.into_iter().chain(drain).enumerate() {
+            let open = !serial::less(highest, initiator.cmd_sn) && lab.engine.tasks.len() < 40;
+            match step {
+                0 | 1 if open => {
+                    let command =
+                        if step == 0 { initiator.scsi(0x28, 1 + value % 64) } else { initiator.scsi(0x00, 0) };
+                    asked.push(command.initiator_task_tag);
+                    initiator.command(command, &[]);
+                }
+                2 | 7 if open => {
+                    let blocks = 16 + (initiator.tag % 200) as u16;
+                    let mut command = initiator.scsi(0x2A, blocks);
+                    let tag = command.initiator_task_tag;
+                    command.final_ = step == 2;
+                    asked.push(tag);
+                    written.insert(u32::from(blocks) * 512, tag);
+                    let data = vec![tag as u8; usize::from(value) % 4096 / 512 * 512];
+                    initiator.command(command, &data);
+                    if step == 7 {
+                        let more = vec![tag as u8; 2048];
+                        initiator.data_out(tag, RESERVED_TAG, 0, data.len() as u32, true, &more);
+                    }
+                }
+                3 => {
+                    let data = vec![9; usize::from(value) % 700];
+                    initiator.send(&Pdu::NopOut(ping(5, initiator.cmd_sn, data.len())), &data);
+                }
+                4 => {
+                    let mut live: Vec<(TaskId, ExchangeId)> =
+                        lab.engine.tasks.iter().map(|(task, of)| (*task, of.exchange)).collect();
+                    live.retain(|(task, _)| !ended.contains(task));
+                    live.sort_by_key(|(_, exchange)| exchange.0);
+                    if !live.is_empty() {
+                        let (task, exchange) = live[usize::from(value) % live.len()];
+                        ended.push(task);
+                        lab.port.terminate_data_transfer(exchange, task);
+                    }
+                }
+                5 | 8 => {
+                    let mut wire = initiator.wire.borrow_mut();
+                    wire.window = Some(wire.window.unwrap_or(0) + usize::from(value));
+                    wire.readiness.writable = true;
+                }
+                6 => {
+                    for r2t in solicited.drain(..) {
+                        let tag = r2t.initiator_task_tag;
+                        let (offset, ttt) = (r2t.buffer_offset, r2t.target_transfer_tag);
+                        let data = vec![tag as u8; r2t.desired_data_transfer_length as usize];
+                        let half = data.len() / 1024 * 512;
+                        if half > 0 && value % 2 == 1 {
+                            initiator.data_out(tag, ttt, 0, offset, false, &data[..half]);
+                            initiator.data_out(tag, ttt, 1, offset + half as u32, true, &data[half..]);
+                        } else {
+                            initiator.data_out(tag, ttt, 0, offset, true, &data);
+                        }
+                    }
+                }
+                _ => {}
+            }
+            if value % 3 > 0 || number >= finish {
+                lab.turn();
+            }
+            assert!(!initiator.wire.borrow().dropped, "{:?}", lab.engine.log);
+            for (pdu, _) in initiator.all() {
+                if let Some(end) = window_end(&pdu) {
+                    assert!(!serial::less(end, highest), "MaxCmdSN goes back");
+                    highest = if serial::less(highest, end) { end } else { highest };
+                }
+                match pdu {
+                    Pdu::R2t(r2t) => solicited.push(r2t),
+                    Pdu::ScsiResponse(p) => {
+                        assert_eq!(p.status, Status::Good);
+                        answered.push(p.initiator_task_tag);
+                    }
+                    Pdu::DataIn(p) if p.status.is_some() => answered.push(p.initiator_task_tag),
+                    Pdu::DataIn(_) | Pdu::NopIn(_) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        lab.now = lab.now + Duration::from_secs(2);
+        lab.run();
+        assert!(lab.engine.tasks.is_empty(), "{:?}", lab.engine.log);
+        let mut once = answered.clone();
+        once.dedup();
+        assert_eq!(once.len(), answered.len());
+        assert!(answered.iter().all(|tag| asked.contains(tag)));
+        assert!(answered.len() + ended.len() >= asked.len(), "a command without an end");
+        for (total, tag) in &written {
+            if let Some(data) = lab.engine.blocks.get(total).filter(|_| answered.contains(tag)) {
+                assert!(data.iter().all(|byte| *byte == *tag as u8), "data of another task");
+            }
+        }
+        assert!(lab.outstanding() <= 1, "only the receive slot");
+        initiator.wire.borrow_mut().window = None;
+        initiator.wire.borrow_mut().readiness.writable = true;
+        initiator.send(&Pdu::NopOut(ping(6, initiator.cmd_sn, 0)), &[]);
+        lab.run();
+        let last = initiator.all().pop().expect("an echo").0;
+        let Pdu::NopIn(last) = last else { panic!("{last:?}") };
+        assert_eq!(last.exp_cmd_sn, initiator.cmd_sn);
+        let depth = Limits::default().tasks_per_nexus_max.min(Options::default().queue_depth_max);
+        assert_eq!(last.max_cmd_sn.wrapping_sub(last.exp_cmd_sn) + 1, depth, "the window is open again");
+    }
+}
