@@ -492,7 +492,9 @@ mod tests {
         let Some(shared) = Arc::get_mut(&mut device.shared) else { panic!("shared") };
         shared.extents = Some(sender);
         let mut channel = device.channel().unwrap();
-        channel.submit(BlockIo { tag: IoTag(7), op: BlockOp::Extent, lba: 0, blocks: 8, data: None }).unwrap();
+        channel
+            .submit(BlockIo { tag: IoTag(7), op: BlockOp::Extent, lba: 0, blocks: 8, data: None })
+            .unwrap();
         let now = Instant::from_nanos(5);
         channel.poll(now, &mut |completion| panic!("{completion:?}"));
         assert_eq!(channel.next_timeout(), Some(now), "no answer of its own will wake it");

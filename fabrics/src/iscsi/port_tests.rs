@@ -706,8 +706,7 @@ fn unsolicited_data_in_one_pdu_is_not_copied() {
 
 #[test]
 fn unsolicited_data_is_never_more_than_a_buffer_holds() {
-    let options =
-        Options { max_burst_length: 1 << 20, first_burst_length: 1 << 20, ..Options::default() };
+    let options = Options { max_burst_length: 1 << 20, first_burst_length: 1 << 20, ..Options::default() };
     let mut lab = Lab::new(options, false);
     let keys = "InitialR2T=No\0ImmediateData=Yes\0MaxBurstLength=1048576\0FirstBurstLength=1048576\0";
     let mut initiator = lab.connect();
