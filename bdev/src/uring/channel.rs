@@ -241,9 +241,13 @@ impl Request {
 
     fn transferred(&mut self, direction: Direction, result: i32, shared: &Shared) -> Next {
         let is_durable = direction == Direction::Write { durable: true };
-        if is_durable && result == -libc::EIO {
-            // The kernel reports a failed write-back only once, and it may have been of an earlier write.
+        if is_durable && (result == -libc::EIO || result < 0 && !shared.direct) {
+            // The kernel reports a failed write-back only once, and it may have been of an earlier write. Through the
+            // page cache its reason may be any (a thin volume or a remote server that is full); past it, a full disk
+            // is this write's own.
             shared.flush_failed.store(true, Ordering::Release);
+        }
+        if is_durable && result == -libc::EIO {
             return Next::End(Err(BlockError::Medium { lba: None }));
         }
         match self.advanced(result, shared) {
@@ -368,8 +372,11 @@ impl<E: Engine> IoChannel for FileChannel<E> {
     }
 
     fn next_timeout(&self) -> Option<Instant> {
-        // Whatever waits for an answer is woken by it; the rest wants to be polled again now.
-        let stuck = !self.ready.is_empty() || self.engine.has_unsubmitted();
+        // Whatever waits for an answer is woken by it; the rest wants to be polled again now. That is also so when all
+        // that is here waits for room in a queue that other channels have filled.
+        let held = self.requests.len() - self.free.len();
+        let starved = held > 0 && held == self.waiting.len();
+        let stuck = !self.ready.is_empty() || self.engine.has_unsubmitted() || starved;
         stuck.then_some(self.now)
     }
 
@@ -466,8 +473,36 @@ mod tests {
     }
 
     #[test]
+    fn a_full_disk_behind_the_page_cache_may_have_lost_an_earlier_write() {
+        for number in [libc::ENOSPC, libc::EDQUOT] {
+            let Some((_scratch, shared)) = shared(false) else { return };
+            let mut write = request(BlockOp::Write { fua: true }, Stage::Transfer(FUA));
+            assert_eq!(write.next(-number, &shared), Next::End(Err(BlockError::OutOfSpace)));
+            let mut flush = request(BlockOp::Flush, Stage::Sync);
+            assert_eq!(flush.next(0, &shared), Next::End(Err(BlockError::FlushFailed)));
+        }
+    }
+
+    #[test]
+    fn who_waits_for_a_queue_of_all_channels_asks_again_by_itself() {
+        let scratch = Scratch::new(1 << 20);
+        let Some(mut device) = open(&scratch.options(false)) else { return };
+        // Nobody takes from this queue: it is always full.
+        let (sender, _receiver) = std::sync::mpsc::sync_channel(0);
+        let Some(shared) = Arc::get_mut(&mut device.shared) else { panic!("shared") };
+        shared.extents = Some(sender);
+        let mut channel = device.channel().unwrap();
+        channel
+            .submit(BlockIo { tag: IoTag(7), op: BlockOp::Extent, lba: 0, blocks: 8, data: None })
+            .unwrap();
+        let now = Instant::from_nanos(5);
+        channel.poll(now, &mut |completion| panic!("{completion:?}"));
+        assert_eq!(channel.next_timeout(), Some(now), "no answer of its own will wake it");
+    }
+
+    #[test]
     fn a_durable_write_that_fails_may_have_told_of_an_earlier_one() {
-        let Some((_scratch, shared)) = shared(false) else { return };
+        let Some((_scratch, shared)) = shared(true) else { return };
         let mut write = request(BlockOp::Write { fua: true }, Stage::Transfer(FUA));
         assert_eq!(write.next(-libc::ENOSPC, &shared), Next::End(Err(BlockError::OutOfSpace)));
         assert!(!shared.flush_failed.load(Ordering::Acquire));

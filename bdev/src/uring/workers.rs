@@ -140,7 +140,12 @@ fn perform(job: &Job) -> i32 {
     }
     // SAFETY: no memory is involved.
     let synced = outcome(unsafe { libc::fdatasync(fd) } as isize);
-    if synced < 0 { synced } else { written }
+    match -synced {
+        0 => written,
+        libc::EINTR => synced,
+        // The bytes were taken: what failed is the write-back, and maybe an earlier write's (see `Request::next`).
+        _ => -libc::EIO,
+    }
 }
 
 fn outcome(result: isize) -> i32 {
@@ -267,5 +272,36 @@ impl Drop for Workers {
             self.reap();
             std::thread::sleep(Duration::from_micros(100));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_durable_write_whose_sync_fails_is_a_failed_write_back_whatever_the_number() {
+        // Takes every byte and cannot be synced.
+        let file = File::options().write(true).open("/dev/null").unwrap();
+        let zeros = Arc::new(Zeros::new().unwrap());
+        let answers =
+            Answers { list: Mutex::new(vec![]), count: AtomicUsize::new(0), event: EventFd::new().unwrap() };
+        let step = |durable| Step::Transfer {
+            direction: Direction::Write { durable },
+            at: 0,
+            length: 512,
+            offset: 0,
+        };
+        let mut job = Job {
+            slot: 0,
+            step: step(false),
+            memory: Memory(zeros.base(), 512),
+            file: Arc::new(file),
+            _zeros: zeros,
+            answers: Arc::new(answers),
+        };
+        assert_eq!(perform(&job), 512);
+        job.step = step(true);
+        assert_eq!(perform(&job), -libc::EIO);
     }
 }

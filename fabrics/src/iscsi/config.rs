@@ -38,7 +38,7 @@ pub struct Options {
     pub max_recv_data_segment_length: u32,
     /// MaxBurstLength we offer at most.
     pub max_burst_length: u32,
-    /// FirstBurstLength we offer at most.
+    /// FirstBurstLength we offer at most; never more than 256 KiB is offered, which is what a buffer holds.
     pub first_burst_length: u32,
     /// MaxOutstandingR2T we accept at most.
     pub max_outstanding_r2t: u16,

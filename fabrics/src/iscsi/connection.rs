@@ -83,6 +83,8 @@ pub(super) struct Connection {
     pub end_deadline: Option<Instant>,
     pub logout_deadline: Option<Instant>,
     pub last_received: Instant,
+    /// When the stream last took bytes.
+    last_taken: Instant,
     /// Our ping that is not answered.
     pub ping: Option<(u32, Instant)>,
     /// When its timer in the heap fires.
@@ -159,6 +161,7 @@ impl Connection {
             end_deadline: None,
             logout_deadline: None,
             last_received: now,
+            last_taken: now,
             ping: None,
             timer_at: None,
             ready: false,
@@ -694,7 +697,11 @@ impl Connection {
         taken: &mut Vec<(Option<Key>, Notice)>,
     ) -> Flushed {
         taken.clear();
+        let before = self.transmitter.taken;
         let flushed = self.transmitter.flush(stream, self.session, tables, taken);
+        if self.transmitter.taken != before {
+            self.last_taken = tables.now;
+        }
         for (key, notice) in taken.drain(..) {
             self.taken(tables, key, notice);
         }
@@ -726,7 +733,11 @@ impl Connection {
             Phase::Login | Phase::AwaitingNexus(_) => Some(self.login_deadline),
             Phase::Ending => self.end_deadline,
             Phase::FullFeature => match self.ping {
-                Some((_, sent)) => Some(sent + seconds(options.nop_timeout_s)),
+                // While bytes flow either way the peer is there: ping or answer may only wait behind them.
+                Some((_, sent)) => {
+                    let alive = sent.max(self.last_received).max(self.last_taken);
+                    Some(alive + seconds(options.nop_timeout_s))
+                }
                 None if options.nop_in_interval_s == 0 => None,
                 None => Some(self.last_received + seconds(options.nop_in_interval_s)),
             },

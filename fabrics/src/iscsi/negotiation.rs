@@ -20,6 +20,8 @@ const UNKNOWN_KEYS_MAX: usize = 64;
 const MAX_CONNECTIONS: u64 = 1;
 /// MaxRecvDataSegmentLength until one is declared (RFC 7143 §13.12).
 pub const MAX_RECV_DATA_SEGMENT_LENGTH_DEFAULT: u32 = 8192;
+/// Unsolicited data of one command waits in one buffer: never negotiate more than the pool's largest holds.
+const UNSOLICITED_MAX: u32 = 256 * 1024;
 /// Range of MaxRecvDataSegmentLength, MaxBurstLength and FirstBurstLength.
 pub(super) const LENGTHS: RangeInclusive<u32> = 512..=0xFF_FFFF;
 /// Values that answer a proposal and propose nothing (RFC 7143 §6.2).
@@ -268,7 +270,7 @@ impl Offer {
             immediate_data: options.immediate_data,
             max_recv_data_segment_length: length(options.max_recv_data_segment_length),
             max_burst_length,
-            first_burst_length: length(options.first_burst_length).min(max_burst_length),
+            first_burst_length: length(options.first_burst_length).min(max_burst_length).min(UNSOLICITED_MAX),
             max_outstanding_r2t: options.max_outstanding_r2t.max(1),
             default_time_to_wait: options.default_time_to_wait.min(3600),
             default_time_to_retain: options.default_time_to_retain.min(3600),

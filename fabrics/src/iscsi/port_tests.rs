@@ -705,6 +705,23 @@ fn unsolicited_data_in_one_pdu_is_not_copied() {
 }
 
 #[test]
+fn unsolicited_data_is_never_more_than_a_buffer_holds() {
+    let options = Options { max_burst_length: 1 << 20, first_burst_length: 1 << 20, ..Options::default() };
+    let mut lab = Lab::new(options, false);
+    let keys = "InitialR2T=No\0ImmediateData=Yes\0MaxBurstLength=1048576\0FirstBurstLength=1048576\0";
+    let mut initiator = lab.connect();
+    initiator.login(&mut lab, keys);
+    let reply = String::from_utf8_lossy(&initiator.wire.borrow().from_port).replace('\0', " ");
+    let first = reply.split("FirstBurstLength=").nth(1).and_then(|rest| rest.split(' ').next());
+    let first: usize = first.expect("an answer").parse().unwrap();
+    let data = pattern(0, 512 * 1024);
+    let unsolicited = first.min(data.len());
+    let response = initiator.write(&mut lab, &data, 0, unsolicited, 8192);
+    assert_eq!(response.status, Status::Good);
+    assert_eq!(lab.engine.blocks[&(512 * 1024)], data);
+}
+
+#[test]
 fn bytes_split_anywhere_change_nothing() {
     for digests in [false, true] {
         for step in (1..64).chain([100, 1000, 4095]) {
@@ -1064,6 +1081,94 @@ fn a_silent_peer_is_asked_and_then_dropped() {
     assert!(initiator.wire.borrow().dropped);
 }
 
+fn answer_to(ping: &NopIn, cmd_sn: u32) -> Pdu {
+    Pdu::NopOut(NopOut {
+        immediate: true,
+        lun: Lun::ZERO,
+        initiator_task_tag: RESERVED_TAG,
+        target_transfer_tag: ping.target_transfer_tag,
+        cmd_sn,
+        exp_stat_sn: 0,
+        data_segment_length: 0,
+    })
+}
+
+fn pings(pdus: &[(Pdu, Vec<u8>)]) -> Vec<NopIn> {
+    pdus.iter().filter_map(|(pdu, _)| if let Pdu::NopIn(ping) = pdu { Some(*ping) } else { None }).collect()
+}
+
+#[test]
+fn a_peer_that_takes_data_slowly_is_not_silent() {
+    let options = Options { nop_in_interval_s: 5, nop_timeout_s: 3, ..Options::default() };
+    let mut lab = Lab::new(options, false);
+    let mut initiator = lab.login(KEYS);
+    initiator.wire.borrow_mut().window = Some(0);
+    for _ in 0..4 {
+        let command = initiator.scsi(0x28, 256);
+        initiator.command(command, &[]);
+    }
+    // The ping waits behind half a megabyte, which takes longer than both times together.
+    let mut seen = vec![];
+    for _ in 0..30 {
+        lab.run();
+        lab.now = lab.now + Duration::from_secs(1);
+        let mut wire = initiator.wire.borrow_mut();
+        assert!(!wire.dropped, "dropped while data flowed");
+        wire.window = Some(wire.window.unwrap_or(0) + 30_000);
+        wire.readiness.writable = true;
+        drop(wire);
+        seen.extend(initiator.all());
+        if let Some(ping) = pings(&seen).last() {
+            initiator.send(&answer_to(ping, initiator.cmd_sn), &[]);
+            lab.run();
+            break;
+        }
+    }
+    assert_eq!(pings(&seen).len(), 1);
+    // Then it takes nothing and says nothing.
+    for _ in 0..10 {
+        lab.now = lab.now + Duration::from_secs(1);
+        lab.run();
+    }
+    assert!(initiator.wire.borrow().dropped);
+}
+
+#[test]
+fn a_peer_that_sends_data_slowly_is_not_silent() {
+    let options = Options { nop_in_interval_s: 5, nop_timeout_s: 3, ..Options::default() };
+    let mut lab = Lab::new(options, false);
+    let mut initiator = lab.login(KEYS);
+    let command = ScsiCommand { final_: true, ..initiator.scsi(0x2A, 128) };
+    initiator.command(command, &[]);
+    lab.run();
+    let Pdu::R2t(r2t) = initiator.all()[0].0 else { panic!() };
+    lab.now = lab.now + Duration::from_secs(6);
+    lab.run();
+    let ping = pings(&initiator.all())[0];
+    let data = pattern(0, 128 * 512);
+    let pdu = DataOut {
+        final_: true,
+        lun: Lun::ZERO,
+        initiator_task_tag: command.initiator_task_tag,
+        target_transfer_tag: r2t.target_transfer_tag,
+        exp_stat_sn: 0,
+        data_sn: 0,
+        buffer_offset: 0,
+        data_segment_length: data.len() as u32,
+    };
+    let bytes = initiator.bytes(&Pdu::DataOut(pdu), &data);
+    for piece in bytes.chunks(8192) {
+        lab.now = lab.now + Duration::from_secs(1);
+        initiator.raw(piece);
+        lab.run();
+        assert!(!initiator.wire.borrow().dropped, "dropped while data flowed");
+    }
+    initiator.send(&answer_to(&ping, initiator.cmd_sn), &[]);
+    lab.run();
+    assert!(matches!(initiator.all()[0].0, Pdu::ScsiResponse(_)));
+    assert_eq!(lab.engine.blocks[&(128 * 512)], data);
+}
+
 #[test]
 fn logins_are_bounded_in_time_and_number() {
     let options = Options { half_open_connections_max: 3, login_timeout_s: 5, ..Options::default() };
@@ -1336,5 +1441,147 @@ proptest! {
         for _ in 0..2000 { lab.turn(); }
         prop_assert_eq!(lab.outstanding(), 0);
         prop_assert_eq!(lab.port.session_keys().count(), 0);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+    /// Initiator::next checks every digest and that StatSN has no gaps.
+    #[test]
+    fn what_is_terminated_in_the_middle_leaves_no_trace(
+        steps in proptest::collection::vec((0u8..9, any::<u16>()), 1..250),
+    ) {
+        let mut lab = Lab::new(Options::default(), true);
+        let keys = format!("{KEYS}HeaderDigest=CRC32C\0DataDigest=CRC32C\0");
+        let mut initiator = lab.login(&keys);
+        assert!(initiator.header_digest && initiator.data_digest);
+        let ping = |tag: u32, cmd_sn: u32, length: usize| NopOut {
+            immediate: true,
+            lun: Lun::ZERO,
+            initiator_task_tag: tag,
+            target_transfer_tag: RESERVED_TAG,
+            cmd_sn,
+            exp_stat_sn: 0,
+            data_segment_length: length as u32,
+        };
+        initiator.wire.borrow_mut().window = Some(0);
+        let mut highest = initiator.cmd_sn;
+        let mut asked: Vec<u32> = vec![];
+        let mut answered: Vec<u32> = vec![];
+        let mut solicited: Vec<R2t> = vec![];
+        let mut ended: Vec<TaskId> = vec![];
+        let mut written: HashMap<u32, u32> = HashMap::new();
+        let window_end = |pdu: &Pdu| match pdu {
+            Pdu::ScsiResponse(p) => Some(p.max_cmd_sn),
+            Pdu::DataIn(p) => Some(p.max_cmd_sn),
+            Pdu::NopIn(p) => Some(p.max_cmd_sn),
+            Pdu::R2t(p) => Some(p.max_cmd_sn),
+            _ => None,
+        };
+        let finish = steps.len();
+        let drain = (0..40).flat_map(|_| [(5, u16::MAX), (6, 0)]);
+        for (number, (step, value)) in steps.into_iter().chain(drain).enumerate() {
+            let open = !serial::less(highest, initiator.cmd_sn) && lab.engine.tasks.len() < 40;
+            match step {
+                0 | 1 if open => {
+                    let command =
+                        if step == 0 { initiator.scsi(0x28, 1 + value % 64) } else { initiator.scsi(0x00, 0) };
+                    asked.push(command.initiator_task_tag);
+                    initiator.command(command, &[]);
+                }
+                2 | 7 if open => {
+                    let blocks = 16 + (initiator.tag % 200) as u16;
+                    let mut command = initiator.scsi(0x2A, blocks);
+                    let tag = command.initiator_task_tag;
+                    command.final_ = step == 2;
+                    asked.push(tag);
+                    written.insert(u32::from(blocks) * 512, tag);
+                    let data = vec![tag as u8; usize::from(value) % 4096 / 512 * 512];
+                    initiator.command(command, &data);
+                    if step == 7 {
+                        let more = vec![tag as u8; 2048];
+                        initiator.data_out(tag, RESERVED_TAG, 0, data.len() as u32, true, &more);
+                    }
+                }
+                3 => {
+                    let data = vec![9; usize::from(value) % 700];
+                    initiator.send(&Pdu::NopOut(ping(5, initiator.cmd_sn, data.len())), &data);
+                }
+                4 => {
+                    let mut live: Vec<(TaskId, ExchangeId)> =
+                        lab.engine.tasks.iter().map(|(task, of)| (*task, of.exchange)).collect();
+                    live.retain(|(task, _)| !ended.contains(task));
+                    live.sort_by_key(|(_, exchange)| exchange.0);
+                    if !live.is_empty() {
+                        let (task, exchange) = live[usize::from(value) % live.len()];
+                        ended.push(task);
+                        lab.port.terminate_data_transfer(exchange, task);
+                    }
+                }
+                5 | 8 => {
+                    let mut wire = initiator.wire.borrow_mut();
+                    wire.window = Some(wire.window.unwrap_or(0) + usize::from(value));
+                    wire.readiness.writable = true;
+                }
+                6 => {
+                    for r2t in solicited.drain(..) {
+                        let tag = r2t.initiator_task_tag;
+                        let (offset, ttt) = (r2t.buffer_offset, r2t.target_transfer_tag);
+                        let data = vec![tag as u8; r2t.desired_data_transfer_length as usize];
+                        let half = data.len() / 1024 * 512;
+                        if half > 0 && value % 2 == 1 {
+                            initiator.data_out(tag, ttt, 0, offset, false, &data[..half]);
+                            initiator.data_out(tag, ttt, 1, offset + half as u32, true, &data[half..]);
+                        } else {
+                            initiator.data_out(tag, ttt, 0, offset, true, &data);
+                        }
+                    }
+                }
+                _ => {}
+            }
+            if value % 3 > 0 || number >= finish {
+                lab.turn();
+            }
+            assert!(!initiator.wire.borrow().dropped, "{:?}", lab.engine.log);
+            for (pdu, _) in initiator.all() {
+                if let Some(end) = window_end(&pdu) {
+                    assert!(!serial::less(end, highest), "MaxCmdSN goes back");
+                    highest = if serial::less(highest, end) { end } else { highest };
+                }
+                match pdu {
+                    Pdu::R2t(r2t) => solicited.push(r2t),
+                    Pdu::ScsiResponse(p) => {
+                        assert_eq!(p.status, Status::Good);
+                        answered.push(p.initiator_task_tag);
+                    }
+                    Pdu::DataIn(p) if p.status.is_some() => answered.push(p.initiator_task_tag),
+                    Pdu::DataIn(_) | Pdu::NopIn(_) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        lab.now = lab.now + Duration::from_secs(2);
+        lab.run();
+        assert!(lab.engine.tasks.is_empty(), "{:?}", lab.engine.log);
+        let mut once = answered.clone();
+        once.dedup();
+        assert_eq!(once.len(), answered.len());
+        assert!(answered.iter().all(|tag| asked.contains(tag)));
+        assert!(answered.len() + ended.len() >= asked.len(), "a command without an end");
+        for (total, tag) in &written {
+            if let Some(data) = lab.engine.blocks.get(total).filter(|_| answered.contains(tag)) {
+                assert!(data.iter().all(|byte| *byte == *tag as u8), "data of another task");
+            }
+        }
+        assert!(lab.outstanding() <= 1, "only the receive slot");
+        initiator.wire.borrow_mut().window = None;
+        initiator.wire.borrow_mut().readiness.writable = true;
+        initiator.send(&Pdu::NopOut(ping(6, initiator.cmd_sn, 0)), &[]);
+        lab.run();
+        let last = initiator.all().pop().expect("an echo").0;
+        let Pdu::NopIn(last) = last else { panic!("{last:?}") };
+        assert_eq!(last.exp_cmd_sn, initiator.cmd_sn);
+        let depth = Limits::default().tasks_per_nexus_max.min(Options::default().queue_depth_max);
+        assert_eq!(last.max_cmd_sn.wrapping_sub(last.exp_cmd_sn) + 1, depth, "the window is open again");
     }
 }

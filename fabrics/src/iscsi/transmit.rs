@@ -131,6 +131,8 @@ pub(super) struct Transmitter {
     pub blocked: bool,
     /// Control PDUs with large data (echoes, text) that were not taken yet.
     heavy: usize,
+    /// Bytes the stream took, ever.
+    pub taken: u64,
 }
 
 /// What one flush came to.
@@ -156,6 +158,7 @@ impl Transmitter {
             burst_length_max: 262_144,
             blocked: false,
             heavy: 0,
+            taken: 0,
         }
     }
 
@@ -458,6 +461,7 @@ impl Transmitter {
     }
 
     fn take_sent(&mut self, sent: usize, finished: &mut Vec<(Option<Key>, Notice)>) -> bool {
+        self.taken = self.taken.wrapping_add(sent as u64);
         let mut rest = self.front_sent.saturating_add(sent);
         let mut close = false;
         while let Some(front) = self.ring.front() {
