@@ -82,8 +82,8 @@ pub struct Target {
     /// At core 0.
     pub(crate) registry: Registry,
     pub(crate) closing: Vec<Closing>,
-    /// Tickets of removals, and their units.
-    pub(crate) removals: Vec<(u64, LogicalUnitId)>,
+    /// Tickets of removals, their units, and what the control plane is told when they are gone.
+    pub(crate) removals: Vec<(u64, LogicalUnitId, crate::ControlOutcome)>,
     pub(crate) target_changes: Vec<TargetChange>,
     pub(crate) quiescing: bool,
     pub(crate) bursts_max: usize,
@@ -389,6 +389,8 @@ impl Target {
         if task.phase != TaskPhase::Dormant {
             return;
         }
+        self.replan(id);
+        let Some(found) = self.unit(unit) else { return };
         let many_cores = self.cores > 1;
         match found.set.turn(&self.tasks, id, &found.freezes, many_cores) {
             Turn::Wait => {}
@@ -423,12 +425,10 @@ impl Target {
             // A refusal needs no place in the order.
             Err(sense) => task.plan = Err(sense),
         }
-        if let Ok(plan) = &task.plan {
-            task.atomic = is_atomic(plan);
-            task.range = MediumRange::of(plan);
-        }
+        (task.atomic, task.range) = demands(&task.plan);
         if attribute == TaskAttribute::Aca {
-            // No ACA condition ever exists here: INVALID MESSAGE ERROR (SAM-5 §8.6.5).
+            // No ACA condition ever exists here: INVALID MESSAGE ERROR (SAM-5 §8.6.5), whatever the unit's state.
+            task.entry = None;
             task.plan = Err(Sense::new(SenseKey::AbortedCommand, 0x49, 0x00));
         }
         let has_data = task.immediate.is_some();
@@ -495,9 +495,29 @@ impl Target {
         }
     }
 
+    /// Makes the plan anew when the view is another than the one it was made with. What the task touches, and whether
+    /// as one, goes with it: a task that was to be refused before the change may be a COMPARE AND WRITE after it.
+    fn replan(&mut self, id: TaskId) {
+        let Some(task) = self.tasks.get_mut(id.0) else { return };
+        let (Some(entry), Some(unit)) = (task.entry, task.unit) else { return };
+        let Some(nexus) = self.nexuses.get(task.nexus.0) else { return };
+        let environment = environment(&self.units, nexus, &self.limits, task);
+        let Some(epoch) = environment.unit.map(|view| view.epoch).filter(|&epoch| epoch != task.epoch) else {
+            return;
+        };
+        task.plan = entry.plan(&task.cdb, &environment);
+        task.epoch = epoch;
+        let (atomic, range) = demands(&task.plan);
+        task.range = range;
+        if let Some(found) = self.units.get_mut(unit.0 as usize).and_then(Option::as_mut) {
+            found.set.set_atomic(task, atomic);
+        }
+    }
+
     /// The task's turn has come: unit attentions, the checks of its CDB, then its work.
     pub(crate) fn start(&mut self, id: TaskId) {
         self.release_dormant_buffer(id);
+        self.replan(id);
         let Some(task) = self.tasks.get_mut(id.0) else { return };
         let unit = task.unit.and_then(|unit| self.units.get_mut(unit.0 as usize)?.as_mut());
         task.phase = TaskPhase::Running;
@@ -516,11 +536,6 @@ impl Target {
             return self.end(id, Status::CheckCondition, Some(attention.sense()));
         }
         if let (Some(entry), Some(unit)) = (task.entry, unit) {
-            if unit.view.epoch != task.epoch {
-                let environment = environment(&self.units, nexus, &self.limits, task);
-                task.plan = entry.plan(&task.cdb, &environment);
-                task.epoch = unit.view.epoch;
-            }
             let is_fenced = unit.is_fenced();
             if entry.readiness != Readiness::Always && (is_fenced || unit.channel != Channel::Open) {
                 let opens = unit.channel == Channel::Opening && !is_fenced;
@@ -635,6 +650,11 @@ impl Target {
         }
         self.tasks.remove(id.0);
     }
+}
+
+/// Whether a task touches its blocks as one, and which they are. What is refused touches none.
+fn demands(plan: &Result<crate::Plan, Sense>) -> (bool, MediumRange) {
+    plan.as_ref().map_or((false, MediumRange::Nothing), |plan| (is_atomic(plan), MediumRange::of(plan)))
 }
 
 /// A task id that no task ever has: generations start at 1.

@@ -22,7 +22,9 @@ impl Target {
         };
         let Some(task) = self.tasks.get_mut(id.0) else { return };
         let Some(nexus) = self.nexuses.get_mut(task.nexus.0) else { return };
-        let consumes = task.entry.is_some_and(|e| e.unit_attention == crate::UnitAttentionRule::Consume);
+        // Nobody hears of a condition that is not sent.
+        let consumes =
+            most > 0 && task.entry.is_some_and(|e| e.unit_attention == crate::UnitAttentionRule::Consume);
         let attention = if consumes && nexus.has_attention() { nexus.take_attention(task.lun) } else { None };
         let mut environment = environment(&self.units, nexus, &self.limits, task);
         environment.pending_sense = attention.map(crate::unit_attention::UnitAttention::sense);
