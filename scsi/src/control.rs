@@ -239,7 +239,12 @@ impl Target {
         for id in nexuses {
             let stays = |task: &crate::task::Task| {
                 let mapping = find_lun(&map, task.lun).and_then(|at| map.mappings.get(at));
-                task.unit.is_none() || mapping.map(|mapping| mapping.unit) == task.unit
+                // A LUN that is read-only from now on is not written when that has been answered.
+                let writes = !task.read_only && task.entry.is_some_and(|entry| entry.writes);
+                let fits = |mapping: &crate::LunMapping| {
+                    Some(mapping.unit) == task.unit && !(mapping.read_only && writes)
+                };
+                task.unit.is_none() || mapping.is_some_and(fits)
             };
             covered.extend(self.tasks_of(id, |task| !stays(task)));
             let Some(nexus) = self.nexuses.get_mut(id.0).filter(|nexus| !nexus.closing) else { continue };

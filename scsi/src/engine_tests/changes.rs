@@ -272,3 +272,52 @@ fn a_unit_that_one_core_cannot_open_ends_what_the_others_began() {
     assert!(w.closes.contains(&(0, unit)));
     w.assert_clean();
 }
+
+#[test]
+fn a_lun_made_read_only_is_not_written_any_more() {
+    let mut w = World::new(1);
+    let a = w.nexus(0, 1, "a");
+    w.device_holds = true;
+    let lba = |lba| (write10(lba, 1), read10(lba, 1));
+    let running = w.simple(0, a, &lba(0).0, 0, &[1; BLOCK]);
+    let read = w.simple(0, a, &lba(1).1, BLOCK as u32, &[]);
+    // Waits for the first, and its plan was made for a LUN that can be written.
+    let waiting = w.command(0, a, TaskAttribute::Ordered, &lba(1).0, 0, &[2; BLOCK], 0);
+    w.settle();
+    let mapping = LunMapping { lun: wire::scsi::Lun::ZERO, unit: UNIT, read_only: true };
+    let map = std::sync::Arc::new(LunMap { mappings: vec![mapping] });
+    w.control(0, 9, ControlRequest::SetLunMap { target: TargetDeviceId(0), map });
+    w.settle();
+    assert!(!w.done.contains_key(&9), "the device still writes");
+    w.device_holds = false;
+    w.settle();
+    assert_eq!(w.done.get(&9), Some(&ControlOutcome::Done));
+    let aborted = |x| matches!(w.end_of(x), End::Status(Status::TaskAborted, ..));
+    assert!(aborted(running) && aborted(waiting) && w.is_good(read));
+    assert_eq!(w.medium[BLOCK], 0);
+    w.assert_clean();
+}
+
+#[test]
+fn report_luns_answers_the_unit_attention_that_asks_for_it() {
+    let mut w = World::new(1);
+    let a = w.nexus(0, 1, "a");
+    w.control(0, 9, add_unit(LogicalUnitId(1), 0));
+    let mapping = |n: u16| LunMapping {
+        lun: wire::scsi::Lun::from_number(n),
+        unit: LogicalUnitId(u32::from(n)),
+        read_only: false,
+    };
+    let map = std::sync::Arc::new(LunMap { mappings: vec![mapping(0), mapping(1)] });
+    w.control(0, 10, ControlRequest::SetLunMap { target: TargetDeviceId(0), map });
+    w.settle();
+    let mut cdb = [0; 12];
+    (cdb[0], cdb[9]) = (0xA0, 64);
+    let x = w.simple(0, a, &cdb, 64, &[]);
+    w.settle();
+    assert!(w.is_good(x) && w.exchanges[&x].data_in.len() == 24);
+    w.expect_ready(0, a);
+    w.lun = wire::scsi::Lun::from_number(1);
+    w.expect_ready(0, a);
+    w.assert_clean();
+}
