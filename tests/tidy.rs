@@ -35,7 +35,7 @@ const UNSAFE_FILES: &[&str] = &[
     "bdev/src/uring/workers.rs",
     // Mapping of hugepages.
     "reactor/src/hugepages.rs",
-    // Descriptors of the poll set, borrowed raw for one sleep.
+    // Descriptors of the poll set, borrowed raw for the kernel to read.
     "reactor/src/poll_fd.rs",
     // RDTSC and CPUID.
     "reactor/src/tsc.rs",

@@ -63,6 +63,55 @@ fn a_reset_keeps_the_writes_of_the_other_core_off_the_medium() {
     node.stop();
 }
 
+/// Here the device cannot take a request back, and some of the data is still to be asked for: the reset has to wait for
+/// what is in flight, and to forget what is not.
+#[test]
+fn a_reset_waits_for_what_a_file_is_writing() {
+    const LENGTH: usize = 4096;
+    let mut node = Node::start("race", 2);
+    let path = node.folder.file("disk.img", LENGTH as u64 * 512);
+    node.rpc("bdev_uring_create", serde_json::json!({"name": "Disk0", "filename": path, "block_size": 512}));
+    node.export(&["Disk0"]);
+    let (mut a, mut b) = (node.login("a", 1), node.login("b", 2));
+    assert_ne!(node.core_of("a", 1), node.core_of("b", 2), "the sessions are on different cores");
+    let mut answered = 0;
+    for round in 0..24u8 {
+        let tag = b.submit(write(0, blocks(LENGTH, 0xB0)));
+        // Each round the reset meets the write at another point.
+        (0..round % 12).for_each(|_| assert!(b.pump()));
+        let reset = a.manage(LOGICAL_UNIT_RESET, None);
+        a.wait_managed(reset);
+        assert_eq!(a.clear_unit_attentions(), [BUS_DEVICE_RESET], "A learns of reset {round} once");
+        a.write(0, blocks(LENGTH, round));
+        // What B still sends for its write arrives too late.
+        let attentions = b.clear_unit_attentions();
+        assert!(
+            a.read(0, LENGTH as u16) == blocks(LENGTH, round),
+            "round {round}: a write survived the reset"
+        );
+        if b.is_done(tag) {
+            let done = b.wait(tag);
+            answered += 1;
+            let told = if done.status == Status::Good { None } else { Some(BUS_DEVICE_RESET) };
+            assert_eq!(
+                done.unit_attention(),
+                told,
+                "round {round}: done before the reset, or refused after it"
+            );
+            assert_eq!(attentions.len() + usize::from(told.is_some()), 1, "B learns of reset {round} once");
+        } else {
+            assert_eq!(attentions, [BUS_DEVICE_RESET], "B learns of reset {round} once");
+        }
+        b.assert_nothing_done();
+    }
+    eprintln!("writes that ended before their reset, or came after it: {answered} of 24");
+    node.wait_for_statistic("tasks", 0);
+    a.logout();
+    b.logout();
+    node.wait_for_statistic("buffers_outstanding", 0);
+    node.stop();
+}
+
 #[test]
 fn an_ordered_write_stands_between_the_other_cores_older_and_newer_writes() {
     let (mut node, mut a, mut b) = two_sessions("ordered");

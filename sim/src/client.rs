@@ -125,6 +125,12 @@ impl Client {
         self.finished
     }
 
+    /// True when everything it wanted is done and answered, and only the logout is left.
+    pub fn is_idle(&self) -> bool {
+        let asked_all = self.budget == 0 && self.verify.is_empty();
+        self.finished || (self.logged_in && asked_all && self.pending.is_empty() && self.functions.is_empty())
+    }
+
     /// When it wants to act although nothing arrives.
     pub fn next_event(&self) -> Option<Instant> {
         (!self.finished).then_some(self.not_before)
@@ -242,7 +248,7 @@ impl Client {
             self.send_read(now, shared, unit, lba, 1);
             return true;
         }
-        if self.pending.is_empty() && self.functions.is_empty() && shared.faults_over {
+        if self.is_idle() && shared.may_log_out {
             self.logging_out = true;
             if let Some(session) = self.session.as_mut() {
                 let _ = session.logout(LogoutReason::CloseSession);
@@ -349,8 +355,16 @@ impl Client {
         }
     }
 
-    fn submit(&mut self, now: Instant, command: Command, operation: Operation, what: String) {
+    fn submit(
+        &mut self,
+        now: Instant,
+        shared: &mut Shared,
+        command: Command,
+        operation: Operation,
+        what: String,
+    ) {
         let attribute = self.attribute();
+        shared.note_order(operation.unit(), operation.stamps(), attribute);
         if let Some(session) = self.session.as_mut() {
             let tag = session.submit(command.attribute(attribute));
             let what = format!("{what} ({attribute:?})");
@@ -377,21 +391,22 @@ impl Client {
             85..=89 => {
                 let sent = shared.units[unit].history.tick();
                 let command = Command::new(lun(unit), &[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-                self.submit(now, command, Operation::Synchronize { unit, sent }, "SYNCHRONIZE CACHE".into());
+                self.submit(now, shared, command, Operation::Synchronize { unit, sent }, "SYNCHRONIZE CACHE".into());
             }
             90..=93 => self.submit(
                 now,
+                shared,
                 Command::new(lun(unit), &[0; 6]),
                 Operation::Other { unit },
                 "TEST UNIT READY".into(),
             ),
             94..=96 => {
                 let command = Command::read(lun(unit), &[0x12, 0, 0, 0, 96, 0], 96);
-                self.submit(now, command, Operation::Other { unit }, "INQUIRY".into());
+                self.submit(now, shared, command, Operation::Other { unit }, "INQUIRY".into());
             }
             _ => {
                 let command = Command::read(lun(unit), &[0x03, 0, 0, 0, 252, 0], 252);
-                self.submit(now, command, Operation::Other { unit }, "REQUEST SENSE".into());
+                self.submit(now, shared, command, Operation::Other { unit }, "REQUEST SENSE".into());
             }
         }
     }
@@ -419,6 +434,7 @@ impl Client {
         let durable = fua || !shared.write_cache;
         self.submit(
             now,
+            shared,
             command,
             Operation::Write { unit, stamps, durable },
             format!("WRITE {lba}+{count} fua {fua}"),
@@ -434,6 +450,7 @@ impl Client {
         let command = Command::read(lun(unit), &cdb, (count as usize * BLOCK) as u32);
         self.submit(
             now,
+            shared,
             command,
             Operation::Read { unit, lba, blocks: count, sent },
             format!("READ {lba}+{count}"),
@@ -455,6 +472,7 @@ impl Client {
         let command = Command::write(lun(unit), &cdb, data);
         self.submit(
             now,
+            shared,
             command,
             Operation::CompareAndWrite { unit, old: Box::new(old), stamp },
             "COMPARE AND WRITE".into(),

@@ -48,6 +48,8 @@ struct Request {
     applied: bool,
     fails: bool,
     stuck: bool,
+    /// The stamp of its first block, for writes.
+    first_stamp: Option<u64>,
 }
 
 /// A request without its buffer: the data was copied, as DMA would.
@@ -72,6 +74,8 @@ struct State {
     requests: Vec<Request>,
     applied: Vec<Applied>,
     started: Vec<u64>,
+    /// Writes that met in the queue: the newer one's first stamp, the older one's.
+    met: Vec<(u64, u64)>,
     healed: bool,
 }
 
@@ -98,6 +102,7 @@ impl SimDisk {
             requests: Vec::new(),
             applied: Vec::new(),
             started: Vec::new(),
+            met: Vec::new(),
             healed: false,
         })))
     }
@@ -140,6 +145,11 @@ impl SimDisk {
     /// Stamps of writes that were submitted since the last call.
     pub fn take_started(&self) -> Vec<u64> {
         std::mem::take(&mut self.state().started)
+    }
+
+    /// Pairs of writes that were in the queue together: first stamps of the newer and of the older one.
+    pub fn take_met(&self) -> Vec<(u64, u64)> {
+        std::mem::take(&mut self.state().met)
     }
 
     /// Ends the faults: what was stuck completes, nothing new fails.
@@ -305,6 +315,11 @@ impl IoChannel for Channel {
         state.started.extend(data.chunks_exact(BLOCK).map(stamp_of));
         let fails =
             state.prng.below(1000) < state.weather.errors_per_mille && !matches!(io.op, BlockOp::Flush);
+        let first_stamp = data.chunks_exact(BLOCK).next().map(stamp_of);
+        if let Some(newer) = first_stamp {
+            let met = state.requests.iter().filter_map(|older| Some((newer, older.first_stamp?)));
+            state.met.extend(met);
+        }
         state.requests.push(Request {
             core: self.core,
             io: BlockIo2 { tag: io.tag, op: io.op, lba: io.lba, blocks: io.blocks, data },
@@ -313,6 +328,7 @@ impl IoChannel for Channel {
             applied: false,
             fails,
             stuck,
+            first_stamp,
         });
         self.buffers.push((io.tag, io.data));
         Ok(())

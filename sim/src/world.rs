@@ -17,7 +17,7 @@ use scsi::{
     ControlId, ControlOutcome, ControlRequest, LogicalUnitId, LunMap, LunMapping, TargetDeviceId,
     UnitIdentity,
 };
-use wire::scsi::Lun;
+use wire::scsi::{Lun, TaskAttribute};
 
 use crate::client::Client;
 use crate::disk::{DiskWeather, SimDisk};
@@ -109,9 +109,14 @@ pub struct Shared {
     pub started: HashSet<(usize, u64)>,
     /// Writes sent and not known to be over: (unit, stamp).
     pub open_writes: BTreeSet<(usize, u64)>,
+    /// The command of each write and its attribute: (unit, stamp).
+    orders: HashMap<(usize, u64), (u64, TaskAttribute)>,
+    commands: u64,
     /// Faults and chaos have ended.
     pub faults_over: bool,
-    /// Since then.
+    /// All hosts are idle and every core has forgotten every task.
+    pub may_log_out: bool,
+    /// The faults ended then.
     pub healed_at: Instant,
     /// A unit was fenced: errors are right.
     pub fenced: bool,
@@ -135,6 +140,25 @@ impl Shared {
         if let Err(what) = verdict {
             self.violation(at, what);
         }
+    }
+
+    /// A command with these writes is about to be sent.
+    pub fn note_order(&mut self, unit: usize, stamps: &[u64], attribute: TaskAttribute) {
+        self.commands += 1;
+        self.orders.extend(stamps.iter().map(|stamp| ((unit, *stamp), (self.commands, attribute))));
+    }
+
+    /// Two writes were in a disk together: not when one of them is ORDERED, whichever nexus and core they came by
+    /// (SAM-5 §8.7). HEAD OF QUEUE passes everything.
+    fn may_meet(&self, unit: usize, newer: u64, older: u64) -> Result<(), String> {
+        let (Some(a), Some(b)) = (self.orders.get(&(unit, newer)), self.orders.get(&(unit, older))) else {
+            return Ok(());
+        };
+        let ordered = [a.1, b.1].contains(&TaskAttribute::Ordered);
+        if a.0 == b.0 || !ordered || [a.1, b.1].contains(&TaskAttribute::HeadOfQueue) {
+            return Ok(());
+        }
+        Err(format!("unit {unit}: write {newer} ({:?}) ran beside write {older} ({:?})", a.1, b.1))
     }
 
     /// A write is over without an acknowledgement.
@@ -262,9 +286,9 @@ fn pool_classes(scenario: &Scenario) -> Vec<PoolClass> {
         ]
     } else {
         vec![
-            PoolClass { size: 4096, count: 64 },
-            PoolClass { size: 16_384, count: 64 },
-            PoolClass { size: 262_144, count: 16 },
+            PoolClass { size: 4096, count: 24 },
+            PoolClass { size: 16_384, count: 24 },
+            PoolClass { size: 262_144, count: 4 },
         ]
     }
 }
@@ -380,7 +404,10 @@ impl World {
             chaos_per_mille: scenario.chaos_per_mille,
             started: HashSet::new(),
             open_writes: BTreeSet::new(),
+            orders: HashMap::new(),
+            commands: 0,
             faults_over: false,
+            may_log_out: false,
             healed_at: Instant::ZERO,
             fenced: false,
             commands_good: 0,
@@ -473,9 +500,11 @@ impl World {
     fn step(&mut self) {
         self.steps += 1;
         let mut moved = self.wire.advance(self.now);
+        let mut met = Vec::new();
         for (number, unit) in self.shared.units.iter_mut().enumerate() {
             unit.disk.advance(self.now);
             self.shared.started.extend(unit.disk.take_started().into_iter().map(|stamp| (number, stamp)));
+            met.extend(unit.disk.take_met().into_iter().map(|(newer, older)| (number, newer, older)));
             for applied in unit.disk.take_applied() {
                 trace!(self.now, "unit {number} block {} now carries {}", applied.lba, applied.stamp);
                 self.fingerprint =
@@ -485,6 +514,10 @@ impl World {
                     self.shared.violations.push(Violation { at: self.now, what });
                 }
             }
+        }
+        for (unit, newer, older) in met {
+            let verdict = self.shared.may_meet(unit, newer, older);
+            self.shared.check(self.now, verdict);
         }
         let mut skipped = false;
         let first = self.prng.below(self.cores.len() as u64) as usize;
@@ -541,6 +574,11 @@ impl World {
         for client in &mut self.clients {
             client.begin_verification(self.shared.units.len(), self.shared.blocks);
         }
+        self.run_until("all hosts to be idle", |world| world.clients.iter().all(Client::is_idle))?;
+        self.run_until("every task to be forgotten", |world| {
+            world.cores.iter().all(|core| core.conductor.report().tasks == 0)
+        })?;
+        self.shared.may_log_out = true;
         self.run_until("the end of all sessions", |world| world.clients.iter().all(Client::finished))?;
         self.run_until("everything to come home", |world| {
             world.cores.iter().all(|core| {

@@ -22,25 +22,33 @@ pub const TARGET: &str = "iqn.2026-01.io.pollux:test";
 /// Longer than anything takes on the slowest machine: a test that waits so long has found a hang.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
-/// A folder of its own, removed when dropped.
-pub struct Folder(PathBuf);
+/// A folder of its own, removed when dropped: in the system's temporary folder, because a socket's path must be short,
+/// and one for disks below cargo's, because temporary folders are often memory, past whose cache nobody gets.
+pub struct Folder {
+    path: PathBuf,
+    disks: PathBuf,
+}
 
 impl Folder {
     pub fn new(name: &str) -> Folder {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("pollux-{name}-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&path).expect("a folder for the test");
-        Folder(path)
+        let own = format!("pollux-{name}-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(&own);
+        let disks = Path::new(env!("CARGO_TARGET_TMPDIR")).join(&own);
+        for folder in [&path, &disks] {
+            std::fs::create_dir_all(folder).expect("a folder for the test");
+        }
+        Folder { path, disks }
     }
 
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
-    /// A file of `bytes` zeros.
+    /// A file of `bytes` zeros, for a disk.
     pub fn file(&self, name: &str, bytes: u64) -> PathBuf {
-        let path = self.0.join(name);
+        let path = self.disks.join(name);
         std::fs::File::create(&path).and_then(|file| file.set_len(bytes)).expect("a file for the test");
         path
     }
@@ -48,7 +56,9 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        for folder in [&self.path, &self.disks] {
+            let _ = std::fs::remove_dir_all(folder);
+        }
     }
 }
 
