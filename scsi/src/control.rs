@@ -105,12 +105,17 @@ impl Target {
         self.kick(unit);
     }
 
-    /// Not every core could open the device: the unit goes again, and the control plane is told why.
+    /// Not every core could open the device: the unit goes again, and the control plane is told why. It goes as any
+    /// unit goes: cores that could open it may have tasks in it, and somebody may wait for a change of it.
     pub(crate) fn withdraw(&mut self, unit: LogicalUnitId, control: ControlId, why: String) {
-        let answer = Some((control, ControlOutcome::Failed(why)));
-        self.closing.push(Closing { unit, awaiting: self.cores, answer });
-        let home = self.core;
-        self.broadcast(|| Message::UnitWithdrawn { unit, home });
+        self.ask_for_removal(control, unit, ControlOutcome::Failed(why));
+    }
+
+    fn ask_for_removal(&mut self, id: ControlId, unit: LogicalUnitId, outcome: ControlOutcome) {
+        let ticket = self.ticket(TicketHolder::Control(id));
+        self.removals.push((ticket.sequence, unit, outcome));
+        let change = Change::Remove;
+        self.send(self.core, Message::ChangeRequested { unit, ticket, change, origin: None });
     }
 
     /// Begins to count the cores that have closed their channel; the answer is filled in by the removal's ticket.
@@ -168,12 +173,11 @@ impl Target {
             let why = format!("{} is not the home of such a logical unit", self.core);
             return self.control_answered(id, ControlOutcome::Failed(why));
         }
-        let ticket = self.ticket(TicketHolder::Control(id));
-        let core = self.core;
-        self.send(core, Message::ChangeRequested { unit, ticket, change, origin: None });
         if change == Change::Remove {
-            self.removals.push((ticket.sequence, unit));
+            return self.ask_for_removal(id, unit, ControlOutcome::Done);
         }
+        let ticket = self.ticket(TicketHolder::Control(id));
+        self.send(self.core, Message::ChangeRequested { unit, ticket, change, origin: None });
     }
 
     /// A change asked by the control plane ended. A removal is answered when every core has closed its channel.
@@ -183,12 +187,14 @@ impl Target {
 
     /// True when the answer to a removal's ticket must wait for the channels.
     pub(crate) fn removal_answered(&mut self, sequence: u64, id: ControlId, done: bool) -> bool {
-        let Some(at) = self.removals.iter().position(|&(ticket, _)| ticket == sequence) else { return false };
-        let (_, unit) = self.removals.swap_remove(at);
+        let Some(at) = self.removals.iter().position(|(ticket, ..)| *ticket == sequence) else {
+            return false;
+        };
+        let (_, unit, outcome) = self.removals.swap_remove(at);
         let Some(closing) = self.closing.iter_mut().find(|closing| closing.unit == unit && done) else {
             return false;
         };
-        closing.answer = Some((id, ControlOutcome::Done));
+        closing.answer = Some((id, outcome));
         true
     }
 
@@ -233,11 +239,22 @@ impl Target {
         for id in nexuses {
             let stays = |task: &crate::task::Task| {
                 let mapping = find_lun(&map, task.lun).and_then(|at| map.mappings.get(at));
-                task.unit.is_none() || mapping.map(|mapping| mapping.unit) == task.unit
+                // A LUN that is read-only from now on is not written when that has been answered.
+                let writes = !task.read_only && task.entry.is_some_and(|entry| entry.writes);
+                let fits = |mapping: &crate::LunMapping| {
+                    Some(mapping.unit) == task.unit && !(mapping.read_only && writes)
+                };
+                task.unit.is_none() || mapping.is_some_and(fits)
             };
             covered.extend(self.tasks_of(id, |task| !stays(task)));
             let Some(nexus) = self.nexuses.get_mut(id.0).filter(|nexus| !nexus.closing) else { continue };
+            let had = Arc::clone(&nexus.luns);
             nexus.remap(Arc::clone(&map));
+            let has = |unit| map.mappings.iter().any(|mapping| mapping.unit == unit);
+            for mapping in had.mappings.iter().filter(|mapping| !has(mapping.unit)) {
+                self.forget_prevention(mapping.unit, id);
+            }
+            let Some(nexus) = self.nexuses.get_mut(id.0) else { continue };
             if !changed {
                 continue;
             }

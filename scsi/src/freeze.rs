@@ -6,7 +6,7 @@ use std::sync::Arc;
 use base::CoreId;
 use wire::scsi::{Sense, SenseKey};
 
-use crate::home::{self, ChangeRequest};
+use crate::home::{self, ChangeRequest, Withdrawn};
 use crate::logical_unit::ActiveFreeze;
 use crate::message::{Change, Message, NexusReference, Reset, Ticket};
 use crate::target::{LOGICAL_UNIT_FAILURE, LOGICAL_UNIT_NOT_SUPPORTED, TicketHolder};
@@ -22,11 +22,7 @@ impl Target {
             Message::ChangeRequested { unit, ticket, change, origin } => {
                 self.change_requested(unit, ChangeRequest { ticket, change, origin });
             }
-            Message::ChangeWithdrawn { unit, ticket } => {
-                if let Some(home) = self.unit_mut(unit).and_then(|unit| unit.home.as_mut()) {
-                    home.withdraw(ticket);
-                }
-            }
+            Message::ChangeWithdrawn { unit, ticket } => self.change_withdrawn(unit, ticket),
             Message::ChangeRefused { ticket, .. } => {
                 self.ticket_answered(ticket, Err(LOGICAL_UNIT_NOT_SUPPORTED));
             }
@@ -43,7 +39,6 @@ impl Target {
             Message::ViewChanged { unit, view } => self.install_view(unit, view),
             Message::UnitAdded { view, device } => self.unit_added(view, device),
             Message::UnitOpened { unit, error } => self.unit_opened(unit, error),
-            Message::UnitWithdrawn { unit, home } => self.unit_gone(unit, home),
             Message::UnitClosed { unit } => self.unit_closed(unit),
             Message::NexusClaim { claim, identity } => self.nexus_claimed(claim, identity),
             Message::NexusRevoke { claim } => self.nexus_revoked(claim),
@@ -107,6 +102,28 @@ impl Target {
         };
         if let Some(request) = turn {
             self.tell_all_to_freeze(unit, request);
+        }
+    }
+
+    /// A task gave up waiting for its change. When cores are draining for it, they are thawed with nothing changed:
+    /// neither the task's abort nor anybody else waits for what those cores wait for. What they say afterwards about
+    /// this ticket finds nothing.
+    fn change_withdrawn(&mut self, unit: LogicalUnitId, ticket: Ticket) {
+        let Some(home) = self.unit_mut(unit).and_then(|unit| unit.home.as_mut()) else { return };
+        match home.withdraw(ticket) {
+            None => {}
+            Some(Withdrawn::Queued) => self.send(ticket.core, Message::ChangeRefused { unit, ticket }),
+            Some(Withdrawn::Draining(ChangeRequest { change, origin, .. })) => {
+                let view = Arc::new(home.truth.clone());
+                let next = home.next(change);
+                self.broadcast(|| {
+                    let view = Arc::clone(&view);
+                    Message::Thaw { unit, ticket, change, origin, view, failed: true }
+                });
+                if let Some(next) = next {
+                    self.tell_all_to_freeze(unit, next);
+                }
+            }
         }
     }
 
@@ -230,6 +247,9 @@ impl Target {
             }
         }
         let home = view.home;
+        if failed {
+            self.stop_draining(ticket);
+        }
         self.install_view(unit, view);
         if !failed {
             self.attention_for_change(unit, change, origin);
@@ -251,7 +271,7 @@ impl Target {
             Change::Reset(Reset::TargetCold) => (UnitAttention::POWER_ON, false),
             Change::Capacity => (UnitAttention::CAPACITY_CHANGED, false),
             Change::Remove => (UnitAttention::REPORTED_LUNS_CHANGED, false),
-            Change::Unit(UnitChange::ModePages(_)) => (UnitAttention::MODE_PARAMETERS_CHANGED, true),
+            Change::Unit(UnitChange::ModePages { .. }) => (UnitAttention::MODE_PARAMETERS_CHANGED, true),
             _ => return,
         };
         let spared =

@@ -25,6 +25,14 @@ struct Running {
     failed: bool,
 }
 
+/// A request that was taken back.
+pub(crate) enum Withdrawn {
+    /// No core has heard of it.
+    Queued,
+    /// Cores are freezing for it.
+    Draining(ChangeRequest),
+}
+
 /// One change at a time, the others in order. Two lanes run beside each other, so that an aborting change reaches the
 /// tasks that a waiting change waits for.
 #[derive(Debug, Default)]
@@ -68,11 +76,21 @@ impl Home {
         Some(request)
     }
 
-    /// Forgets a request that is not being carried out yet: what waits stays bounded by the tasks that wait.
-    pub(crate) fn withdraw(&mut self, ticket: Ticket) {
+    /// Forgets a request whose time has not come: what waits stays bounded by the tasks that wait. Nothing when all
+    /// cores are frozen for it already, or when it is over.
+    pub(crate) fn withdraw(&mut self, ticket: Ticket) -> Option<Withdrawn> {
         for lane in &mut self.lanes {
-            lane.queue.retain(|request| request.ticket != ticket);
+            if let Some(at) = lane.queue.iter().position(|request| request.ticket == ticket) {
+                lane.queue.remove(at);
+                return Some(Withdrawn::Queued);
+            }
+            if let Some(running) = &lane.running
+                && running.request.ticket == ticket
+            {
+                return (running.awaiting > 0).then_some(Withdrawn::Draining(running.request));
+            }
         }
+        None
     }
 
     /// A core is frozen. Gives the change when it was the last one, and whether any core failed.
@@ -134,8 +152,8 @@ impl Home {
 
     fn apply_unit_change(&mut self, change: UnitChange, origin: Option<NexusReference>) {
         match change {
-            UnitChange::ModePages(mode) => self.truth.mode = mode,
-            UnitChange::StartStop { start, load_eject } => {
+            UnitChange::ModePages { before, after } => self.truth.mode.merge(before, after),
+            UnitChange::StartStop { start, load_eject, .. } => {
                 if self.truth.state != UnitState::Fenced {
                     self.truth.state = match (start, load_eject) {
                         (true, _) => UnitState::Ready,

@@ -95,9 +95,10 @@ pub enum Message {
     /// To the home core: please make this change. Answered by a `Thaw` with the same ticket (after a `Granted` for
     /// leases), or by `ChangeRefused`.
     ChangeRequested { unit: LogicalUnitId, ticket: Ticket, change: Change, origin: Option<NexusReference> },
-    /// To the home core: the task that asked for a lease is gone. A lease already on its way is given back instead.
+    /// To the home core: the task that asked is aborted or gone. Answered like a request, unless it comes too late: a
+    /// change in force cannot be called back, and a lease on its way is given back instead.
     ChangeWithdrawn { unit: LogicalUnitId, ticket: Ticket },
-    /// From the home core: there is no such unit any more.
+    /// From the home core: there is no such unit any more, or the request was withdrawn.
     ChangeRefused { unit: LogicalUnitId, ticket: Ticket },
     /// From the home core to every core: begin nothing new in the change's way, drain (or abort) what runs, say `Frozen`.
     Freeze {
@@ -130,8 +131,6 @@ pub enum Message {
     UnitAdded { view: Arc<UnitView>, device: DeviceHandle },
     /// To the home core.
     UnitOpened { unit: LogicalUnitId, error: Option<bdev::BlockError> },
-    /// From the home core to every core: it could not be opened everywhere; close it.
-    UnitWithdrawn { unit: LogicalUnitId, home: CoreId },
     /// To the home core: this core's channel is closed.
     UnitClosed { unit: LogicalUnitId },
     /// To core 0: a session wants to be this nexus.

@@ -81,6 +81,13 @@ impl Nexus {
         Some(taken)
     }
 
+    /// Takes `attention` from every LUN.
+    pub(crate) fn clear_attention(&mut self, attention: UnitAttention) {
+        for queue in &mut self.attentions {
+            self.attentions_pending -= usize::from(queue.clear(attention));
+        }
+    }
+
     /// The oldest unit attention of `lun`.
     pub(crate) fn first_attention(&self, lun: Lun) -> Option<UnitAttention> {
         self.attentions.get(find_lun(&self.luns, lun)?)?.first()

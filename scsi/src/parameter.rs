@@ -21,6 +21,21 @@ pub struct ModePages {
     pub task_aborted_status: bool,
 }
 
+impl ModePages {
+    /// Changes what differs between `before` and `after`.
+    pub(crate) fn merge(&mut self, before: ModePages, after: ModePages) {
+        let merge = |now: &mut bool, before, after| {
+            if before != after {
+                *now = after;
+            }
+        };
+        merge(&mut self.write_cache_enabled, before.write_cache_enabled, after.write_cache_enabled);
+        merge(&mut self.descriptor_sense, before.descriptor_sense, after.descriptor_sense);
+        merge(&mut self.software_write_protect, before.software_write_protect, after.software_write_protect);
+        merge(&mut self.task_aborted_status, before.task_aborted_status, after.task_aborted_status);
+    }
+}
+
 /// PAGE CONTROL of MODE SENSE. Saved values do not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PageControl {
@@ -173,14 +188,22 @@ impl ParameterOut {
 /// A change of a unit's state that its home core makes under a freeze.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnitChange {
-    /// New values of the mode pages; MODE PARAMETERS CHANGED to every other nexus.
-    ModePages(ModePages),
+    /// New values of the mode pages; MODE PARAMETERS CHANGED to every other nexus. Only what differs between the two
+    /// is changed: another MODE SELECT may have been granted since `before` was looked at.
+    ModePages {
+        /// The values that the command found.
+        before: ModePages,
+        /// The values it wants.
+        after: ModePages,
+    },
     /// START STOP UNIT.
     StartStop {
         /// START bit.
         start: bool,
         /// LOEJ bit.
         load_eject: bool,
+        /// The cache is written to the medium before the answer: NO_FLUSH is zero, and the unit stops.
+        flush: bool,
     },
     /// PREVENT ALLOW MEDIUM REMOVAL of the asking nexus.
     PreventRemoval(bool),

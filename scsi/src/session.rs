@@ -57,16 +57,21 @@ impl Target {
         if std::mem::replace(&mut nexus.closing, true) {
             return;
         }
-        let units: Vec<LogicalUnitId> = nexus.luns.mappings.iter().map(|mapping| mapping.unit).collect();
         let tasks = self.tasks_of(id, |_| true);
         self.abort_all(Purpose::CloseNexus { nexus: id }, tasks, |_| Abort::Silent);
-        for unit in units {
-            self.forget_prevention(unit, id);
+        self.forget_preventions(id);
+    }
+
+    /// A nexus that was lost or reset prevents nothing any more, whatever the unit.
+    pub(crate) fn forget_preventions(&mut self, id: NexusId) {
+        let Some(luns) = self.nexuses.get(id.0).map(|nexus| Arc::clone(&nexus.luns)) else { return };
+        for mapping in &luns.mappings {
+            self.forget_prevention(mapping.unit, id);
         }
     }
 
     /// A nexus that goes prevents nothing any more (SPC-5 §6.15).
-    fn forget_prevention(&mut self, unit: LogicalUnitId, nexus: NexusId) {
+    pub(crate) fn forget_prevention(&mut self, unit: LogicalUnitId, nexus: NexusId) {
         let Some(home) =
             self.unit(unit).filter(|unit| unit.view.removal_prevented).map(|unit| unit.home_core)
         else {

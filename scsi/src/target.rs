@@ -76,18 +76,20 @@ pub struct Target {
     /// True while the front waiter is being served.
     pub(crate) serving: bool,
     buffers_retry: Instant,
+    /// Since when no waiter found a buffer.
+    buffers_short_since: Option<Instant>,
     /// Units whose task set may have a task to start.
     kicks: VecDeque<LogicalUnitId>,
     pub(crate) effects: VecDeque<Effect>,
     /// At core 0.
     pub(crate) registry: Registry,
     pub(crate) closing: Vec<Closing>,
-    /// Tickets of removals, and their units.
-    pub(crate) removals: Vec<(u64, LogicalUnitId)>,
+    /// Tickets of removals, their units, and what the control plane is told when they are gone.
+    pub(crate) removals: Vec<(u64, LogicalUnitId, crate::ControlOutcome)>,
     pub(crate) target_changes: Vec<TargetChange>,
     pub(crate) quiescing: bool,
     pub(crate) bursts_max: usize,
-    /// Dormant tasks that keep immediate data, and how many of those are let in.
+    /// Tasks that keep immediate data while they wait for their turn, and how many of those are let in.
     dormant_buffers: u32,
     dormant_buffers_max: u32,
     pub(crate) payload_bytes_copied: u64,
@@ -120,6 +122,10 @@ pub struct TaskReport {
 
 /// How often a task that waits for a buffer looks again when nothing else happens, in milliseconds.
 const BUFFER_RETRY_MS: u64 = 1;
+/// How long all who wait may find no buffer before one of them is refused, in milliseconds.
+const BUFFER_SHORTAGE_MS: u64 = 500;
+/// INSUFFICIENT RESOURCES.
+const INSUFFICIENT_RESOURCES: Sense = Sense::new(SenseKey::AbortedCommand, 0x55, 0x03);
 
 /// What the checks of `task` may look at.
 pub(crate) fn environment<'a>(
@@ -168,6 +174,7 @@ impl Target {
             buffer_waiters: VecDeque::with_capacity(tasks),
             serving: false,
             buffers_retry: Instant::ZERO,
+            buffers_short_since: None,
             kicks: VecDeque::with_capacity(limits.logical_units_max as usize),
             effects: VecDeque::with_capacity(tasks.saturating_mul(2)),
             registry: Registry::default(),
@@ -336,7 +343,10 @@ impl Target {
 
     /// Lets the front waiter try again. False when nobody waits or it still finds none.
     fn serve_buffer_waiter(&mut self) -> bool {
-        let Some(&id) = self.buffer_waiters.front() else { return false };
+        let Some(&id) = self.buffer_waiters.front() else {
+            self.buffers_short_since = None;
+            return false;
+        };
         let Some(task) = self.tasks.get_mut(id.0).filter(|task| task.waits_for_buffer) else {
             self.buffer_waiters.pop_front();
             return true;
@@ -347,9 +357,37 @@ impl Target {
         self.serving = false;
         if self.tasks.get(id.0).is_some_and(|task| task.waits_for_buffer) {
             self.buffers_retry = self.now + std::time::Duration::from_millis(BUFFER_RETRY_MS);
+            return self.break_shortage(id);
+        }
+        self.buffers_short_since = None;
+        self.buffer_waiters.pop_front();
+        true
+    }
+
+    /// Data that came with commands takes buffers without asking. When it has them all, those who wait for one wait for
+    /// each other: after a while the newest of them, or else a task whose turn has not come, is refused for the sake of
+    /// `front`. True when that gave a buffer back.
+    fn break_shortage(&mut self, front: TaskId) -> bool {
+        let since = *self.buffers_short_since.get_or_insert(self.now);
+        if self.now < since + std::time::Duration::from_millis(BUFFER_SHORTAGE_MS) {
             return false;
         }
-        self.buffer_waiters.pop_front();
+        let has_data =
+            |id: &&TaskId| **id != front && self.tasks.get(id.0).is_some_and(|task| task.immediate.is_some());
+        let newest = self.buffer_waiters.iter().rev().find(has_data).copied();
+        let victim = newest.or_else(|| {
+            let dormant = self.tasks.iter().find(|(_, task)| task.holds_dormant_buffer);
+            dormant.map(|(key, _)| TaskId(key))
+        });
+        let Some(task) = victim.and_then(|id| self.tasks.get_mut(id.0)) else { return false };
+        let (is_fresh, Some(id)) = (task.next == 0, victim) else { return false };
+        task.waits_for_buffer = false;
+        self.buffer_waiters.retain(|&waiter| waiter != id);
+        match is_fresh {
+            true => self.end(id, Status::TaskSetFull, None),
+            // Some of its blocks are written.
+            false => self.end(id, Status::CheckCondition, Some(INSUFFICIENT_RESOURCES)),
+        }
         true
     }
 
@@ -389,6 +427,8 @@ impl Target {
         if task.phase != TaskPhase::Dormant {
             return;
         }
+        self.replan(id);
+        let Some(found) = self.unit(unit) else { return };
         let many_cores = self.cores > 1;
         match found.set.turn(&self.tasks, id, &found.freezes, many_cores) {
             Turn::Wait => {}
@@ -423,12 +463,10 @@ impl Target {
             // A refusal needs no place in the order.
             Err(sense) => task.plan = Err(sense),
         }
-        if let Ok(plan) = &task.plan {
-            task.atomic = is_atomic(plan);
-            task.range = MediumRange::of(plan);
-        }
+        (task.atomic, task.range) = demands(&task.plan);
         if attribute == TaskAttribute::Aca {
-            // No ACA condition ever exists here: INVALID MESSAGE ERROR (SAM-5 §8.6.5).
+            // No ACA condition ever exists here: INVALID MESSAGE ERROR (SAM-5 §8.6.5), whatever the unit's state.
+            task.entry = None;
             task.plan = Err(Sense::new(SenseKey::AbortedCommand, 0x49, 0x00));
         }
         let has_data = task.immediate.is_some();
@@ -459,7 +497,8 @@ impl Target {
             return self.start(id);
         }
         self.start_if_its_turn(unit, id);
-        if has_data && self.tasks.get(id.0).is_some_and(|task| task.phase == TaskPhase::Dormant) {
+        let waits = |task: &Task| matches!(task.phase, TaskPhase::Dormant | TaskPhase::Requested);
+        if has_data && self.tasks.get(id.0).is_some_and(waits) {
             // Data of tasks that cannot run must not starve those that can.
             if self.dormant_buffers >= self.dormant_buffers_max {
                 self.end(id, Status::TaskSetFull, None);
@@ -495,9 +534,29 @@ impl Target {
         }
     }
 
+    /// Makes the plan anew when the view is another than the one it was made with. What the task touches, and whether
+    /// as one, goes with it: a task that was to be refused before the change may be a COMPARE AND WRITE after it.
+    fn replan(&mut self, id: TaskId) {
+        let Some(task) = self.tasks.get_mut(id.0) else { return };
+        let (Some(entry), Some(unit)) = (task.entry, task.unit) else { return };
+        let Some(nexus) = self.nexuses.get(task.nexus.0) else { return };
+        let environment = environment(&self.units, nexus, &self.limits, task);
+        let Some(epoch) = environment.unit.map(|view| view.epoch).filter(|&epoch| epoch != task.epoch) else {
+            return;
+        };
+        task.plan = entry.plan(&task.cdb, &environment);
+        task.epoch = epoch;
+        let (atomic, range) = demands(&task.plan);
+        task.range = range;
+        if let Some(found) = self.units.get_mut(unit.0 as usize).and_then(Option::as_mut) {
+            found.set.set_atomic(task, atomic);
+        }
+    }
+
     /// The task's turn has come: unit attentions, the checks of its CDB, then its work.
     pub(crate) fn start(&mut self, id: TaskId) {
         self.release_dormant_buffer(id);
+        self.replan(id);
         let Some(task) = self.tasks.get_mut(id.0) else { return };
         let unit = task.unit.and_then(|unit| self.units.get_mut(unit.0 as usize)?.as_mut());
         task.phase = TaskPhase::Running;
@@ -516,11 +575,6 @@ impl Target {
             return self.end(id, Status::CheckCondition, Some(attention.sense()));
         }
         if let (Some(entry), Some(unit)) = (task.entry, unit) {
-            if unit.view.epoch != task.epoch {
-                let environment = environment(&self.units, nexus, &self.limits, task);
-                task.plan = entry.plan(&task.cdb, &environment);
-                task.epoch = unit.view.epoch;
-            }
             let is_fenced = unit.is_fenced();
             if entry.readiness != Readiness::Always && (is_fenced || unit.channel != Channel::Open) {
                 let opens = unit.channel == Channel::Opening && !is_fenced;
@@ -635,6 +689,11 @@ impl Target {
         }
         self.tasks.remove(id.0);
     }
+}
+
+/// Whether a task touches its blocks as one, and which they are. What is refused touches none.
+fn demands(plan: &Result<crate::Plan, Sense>) -> (bool, MediumRange) {
+    plan.as_ref().map_or((false, MediumRange::Nothing), |plan| (is_atomic(plan), MediumRange::of(plan)))
 }
 
 /// A task id that no task ever has: generations start at 1.

@@ -146,7 +146,7 @@ pub(crate) struct Task {
     pub(crate) in_order: bool,
     /// In the list of its unit's task set.
     pub(crate) in_set: bool,
-    /// Dormant with immediate data.
+    /// Waits for its turn with immediate data.
     pub(crate) holds_dormant_buffer: bool,
     pub(crate) expected_in: Option<u32>,
     pub(crate) expected_out: Option<u32>,

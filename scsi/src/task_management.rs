@@ -105,6 +105,17 @@ impl Target {
         }
     }
 
+    /// Nobody waits any more for what `ticket` was drained for. What stayed would pile up behind one stalled task.
+    pub(crate) fn stop_draining(&mut self, ticket: Ticket) {
+        let is_drain = |f: &Function| matches!(f.purpose, Purpose::Freeze { ticket: of, .. } if of == ticket);
+        let Some(at) = self.functions.iter().position(is_drain) else { return };
+        for id in self.functions.swap_remove(at).tasks {
+            if let Some(task) = self.tasks.get_mut(id.0) {
+                task.covers = task.covers.saturating_sub(1);
+            }
+        }
+    }
+
     fn finish_function(&mut self, purpose: Purpose, failed: bool) {
         match purpose {
             Purpose::Answer { nexus, token, request } => {
@@ -159,6 +170,7 @@ impl Target {
         if was_working && task.device_ios > 0 {
             self.cancel_device(id);
         }
+        self.withdraw_change(id);
         let Some(task) = self.tasks.get_mut(id.0) else { return };
         if how == Abort::Silent && matches!(task.port, PortSide::Open | PortSide::StatusSent) {
             task.port = PortSide::Terminating;
@@ -169,6 +181,15 @@ impl Target {
             self.drop_buffers(id);
         }
         self.settle(id);
+    }
+
+    /// A task that waits for a change must not wait for what the change waits for. The home core answers in any case.
+    fn withdraw_change(&mut self, id: TaskId) {
+        let Some(task) = self.tasks.get(id.0).filter(|task| task.phase == TaskPhase::Parked) else { return };
+        let (Some(ticket), Some(unit)) = (task.ticket, task.unit) else { return };
+        if let Some(home) = self.unit(unit).map(|unit| unit.home_core) {
+            self.send(home, Message::ChangeWithdrawn { unit, ticket });
+        }
     }
 
     fn drop_buffers(&mut self, id: TaskId) {
@@ -233,6 +254,7 @@ impl Target {
             F::ITNexusReset => {
                 let tasks = self.tasks_of(id, |_| true);
                 self.attention_for_nexus(id, UnitAttention::NEXUS_LOSS);
+                self.forget_preventions(id);
                 self.abort_all(purpose, tasks, |_| Abort::Silent);
             }
             F::QueryTask | F::QueryTaskSet => {

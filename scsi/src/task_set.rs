@@ -52,6 +52,16 @@ impl TaskSet {
         }
     }
 
+    /// The task was planned anew: it is atomic now, or no longer.
+    pub(crate) fn set_atomic(&mut self, task: &mut Task, atomic: bool) {
+        if task.in_order {
+            let special = |atomic| u32::from(is_special(task.class, atomic));
+            self.special = (self.special + special(atomic)).saturating_sub(special(task.atomic));
+            self.atomic = (self.atomic + u32::from(atomic)).saturating_sub(u32::from(task.atomic));
+        }
+        task.atomic = atomic;
+    }
+
     /// The task no longer counts for the order of others: it can touch neither medium nor data any more.
     pub(crate) fn leave_order(&mut self, task: &mut Task) {
         if !std::mem::take(&mut task.in_order) {
@@ -89,7 +99,9 @@ impl TaskSet {
             return Turn::Wait;
         }
         match (many_cores, task.class, task.atomic) {
-            (true, TaskClass::Ordered, _) => Turn::AskHome(Change::Ordered),
+            // HEAD OF QUEUE tasks pass an ORDERED lease; they must not get between the read and the write of this one.
+            (true, TaskClass::Ordered, true) => Turn::AskHome(Change::Exclusive(MediumRange::Anything)),
+            (true, TaskClass::Ordered, false) => Turn::AskHome(Change::Ordered),
             (true, _, true) => Turn::AskHome(Change::Exclusive(task.range)),
             _ => Turn::Run,
         }

@@ -87,6 +87,12 @@ impl AttentionQueue {
         self.pending.pop_front()
     }
 
+    /// Takes `attention` out. True when it was pending.
+    pub fn clear(&mut self, attention: UnitAttention) -> bool {
+        let Some(at) = self.pending.iter().position(|&pending| pending == attention) else { return false };
+        self.pending.remove(at).is_some()
+    }
+
     /// The oldest condition.
     #[must_use]
     pub fn first(&self) -> Option<UnitAttention> {

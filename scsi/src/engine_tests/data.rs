@@ -307,3 +307,48 @@ fn a_forced_read_flushes_first_and_mode_select_waits_for_its_change() {
     assert_eq!(sense.key, SenseKey::DataProtect);
     w.assert_clean();
 }
+
+#[test]
+fn data_that_came_with_commands_cannot_hold_all_buffers_for_ever() {
+    let verify = [0x2F, 0x02, 0, 0, 0, 0, 0, 0, 1, 0];
+    // VERIFY wants a second buffer; WRITE wants two for a block of which half is here, after writing a whole one.
+    for (cdb, length, immediate) in [(verify, BLOCK, BLOCK), (write10(0, 2), 2 * BLOCK, BLOCK + 100)] {
+        let mut w = World::with(1, limits(), 4);
+        let a = w.nexus(0, 1, "a");
+        let mut hoard: Vec<_> = (0..3).map(|_| w.cores[0].pool.acquire(4096).unwrap()).collect();
+        let mut all = Vec::new();
+        // What becomes free goes to the port first, and nothing is left for those who wait.
+        loop {
+            all.push(w.command(0, a, TaskAttribute::Simple, &cdb, 0, &vec![0; length], immediate));
+            w.settle();
+            if hoard.pop().is_none() {
+                break;
+            }
+        }
+        assert!(all.iter().all(|&x| !w.has_ended(x)));
+        for _ in 0..2000 {
+            w.pass(1);
+            w.settle();
+        }
+        let good = all.iter().filter(|&&x| w.is_good(x)).count();
+        assert!((1..4).contains(&good), "{good} of 4");
+        w.assert_clean();
+    }
+}
+
+#[test]
+fn requested_tasks_hold_no_more_data_than_dormant_ones() {
+    let mut w = World::with(2, limits(), 8);
+    let a = w.nexus(0, 1, "a");
+    w.messages_hold = true;
+    let swap = compare_and_write(0, 1);
+    let data = vec![0; 2 * BLOCK];
+    let all: Vec<_> =
+        (0..8).map(|_| w.command(0, a, TaskAttribute::Simple, &swap, 0, &data, 2 * BLOCK)).collect();
+    w.settle();
+    assert_eq!(all.iter().filter(|&&x| w.has_ended(x)).count(), 4, "TASK SET FULL");
+    w.messages_hold = false;
+    w.settle();
+    assert_eq!(all.iter().filter(|&&x| w.is_good(x)).count(), 4);
+    w.assert_clean();
+}

@@ -114,6 +114,16 @@ fn run(seed: u64, cores: u16) {
         );
     }
     w.assert_clean();
+    for (core, token, _) in sessions.into_iter().flatten() {
+        w.event(core, PortEvent::NexusLost { token: NexusToken(token) });
+    }
+    w.settle();
+    assert!(!super::changes::is_prevented(&w), "seed {seed}: somebody who is gone prevents removal");
+    for core in &w.cores {
+        let target = &core.target;
+        assert!(target.tickets.is_empty() && target.functions.is_empty() && target.resets.is_empty());
+        assert!(target.claims.is_empty() && target.sessions.is_empty(), "seed {seed}");
+    }
 }
 
 fn send_something(w: &mut World, prng: &mut Prng, core: usize, nexus: NexusId) {
@@ -129,7 +139,7 @@ fn send_something(w: &mut World, prng: &mut Prng, core: usize, nexus: NexusId) {
     let immediate =
         if has_room && prng.chance(1, 3) { prng.below(length.min(4096) as u64) as usize } else { 0 };
     let data = |length: usize| vec![7; length];
-    match prng.below(8) {
+    match prng.below(10) {
         0..=2 => w.command(core, nexus, attribute, &read10(lba, blocks), length as u32, &[], 0),
         3 | 4 => w.command(core, nexus, attribute, &write10(lba, blocks), 0, &data(length), immediate),
         5 => {
@@ -137,6 +147,16 @@ fn send_something(w: &mut World, prng: &mut Prng, core: usize, nexus: NexusId) {
             w.command(core, nexus, attribute, &cdb, 0, &data(4 * BLOCK), immediate.min(4 * BLOCK))
         }
         6 => w.command(core, nexus, attribute, &cdb10(0x2F, lba, blocks), 0, &[], 0),
+        7 => {
+            let prevent = prng.below(2) as u8;
+            w.command(core, nexus, attribute, &[0x1E, 0, 0, 0, prevent, 0], 0, &[], 0)
+        }
+        8 => {
+            // MODE SELECT of the caching page.
+            let mut list = [0; 24];
+            list[4..7].copy_from_slice(&[0x08, 0x12, prng.below(2) as u8 * 0x04]);
+            w.command(core, nexus, attribute, &[0x15, 0x10, 0, 0, 24, 0], 0, &list, immediate.min(24))
+        }
         _ => w.command(core, nexus, attribute, &[0x12, 0, 0, 0, 36, 0], 36, &[], 0),
     };
 }

@@ -119,6 +119,25 @@ pub(super) struct World {
     pub(super) fail_next: Option<BlockError>,
     pub(super) writes_seen: Vec<(u64, u64)>,
     pub(super) flushes: usize,
+    /// Where commands and functions go.
+    pub(super) lun: Lun,
+    /// The core that cannot open channels.
+    pub(super) open_fails_at: Option<usize>,
+    /// Channels closed, by core.
+    pub(super) closes: Vec<(usize, LogicalUnitId)>,
+}
+
+/// Asks for another unit.
+pub(super) fn add_unit(unit: LogicalUnitId, home: u16) -> ControlRequest {
+    let identity = UnitIdentity {
+        vendor: "POLLUX".into(),
+        product: "disk".into(),
+        revision: "1".into(),
+        serial: "1".into(),
+        naa: [0x60; 16],
+        uuid: [1; 16],
+    };
+    ControlRequest::AddLogicalUnit { unit, home: CoreId(home), device: Arc::new(FakeDevice), identity }
 }
 
 pub(super) fn limits() -> Limits {
@@ -167,23 +186,12 @@ impl World {
             fail_next: None,
             writes_seen: Vec::new(),
             flushes: 0,
+            lun: Lun::ZERO,
+            open_fails_at: None,
+            closes: Vec::new(),
         };
         let home = usize::from(cores - 1);
-        let identity = UnitIdentity {
-            vendor: "POLLUX".into(),
-            product: "disk".into(),
-            revision: "1".into(),
-            serial: "1".into(),
-            naa: [0x60; 16],
-            uuid: [1; 16],
-        };
-        let add = ControlRequest::AddLogicalUnit {
-            unit: UNIT,
-            home: CoreId(cores - 1),
-            device: Arc::new(FakeDevice),
-            identity,
-        };
-        world.control(home, 1, add);
+        world.control(home, 1, add_unit(UNIT, cores - 1));
         world.settle();
         let map = LunMap { mappings: vec![LunMapping { lun: Lun::ZERO, unit: UNIT, read_only: false }] };
         world.control(0, 2, ControlRequest::SetLunMap { target: TargetDeviceId(0), map: Arc::new(map) });
@@ -288,7 +296,7 @@ impl World {
         let received = CommandReceived {
             nexus,
             exchange: ExchangeId(exchange),
-            lun: Lun::ZERO,
+            lun: self.lun,
             tag,
             attribute,
             cdb: Cdb::new(&padded),
@@ -314,7 +322,7 @@ impl World {
             nexus,
             request: RequestToken(request),
             function,
-            lun: Lun::ZERO,
+            lun: self.lun,
             tag: tag.map(TaskTag),
         };
         self.event(core, PortEvent::TaskManagementRequested(asked));
@@ -379,7 +387,8 @@ impl World {
                 self.drops.push((token.0, reason));
                 here.port.push_back(PortWork::Lost(token));
             }
-            Effect::AsynchronousEvent { .. } | Effect::Cancel { .. } | Effect::CloseChannel { .. } => {}
+            Effect::AsynchronousEvent { .. } | Effect::Cancel { .. } => {}
+            Effect::CloseChannel { unit } => self.closes.push((core, unit)),
             Effect::Submit { unit, io } => here.device.push((unit, io)),
             Effect::OpenChannel { unit, .. } => here.port.push_back(PortWork::Open(unit)),
             Effect::Send { to, message } => self.wires[core][to.index()].push_back(message),
@@ -424,7 +433,9 @@ impl World {
             }
             PortWork::Lost(token) => self.event(core, PortEvent::NexusLost { token }),
             PortWork::Open(unit) => {
-                self.cores[core].target.handle_channel_opened(self.now, unit, Ok(()));
+                let fails = self.open_fails_at == Some(core);
+                let result = if fails { Err(BlockError::System(5)) } else { Ok(()) };
+                self.cores[core].target.handle_channel_opened(self.now, unit, result);
                 self.collect(core);
             }
         }
@@ -458,7 +469,7 @@ impl World {
         self.collect(core);
     }
 
-    fn message_step(&mut self, from: usize, to: usize) {
+    pub(super) fn message_step(&mut self, from: usize, to: usize) {
         if let Some(message) = self.wires[from][to].pop_front() {
             self.cores[to].target.handle_message(self.now, CoreId(from as u16), message);
             self.collect(to);

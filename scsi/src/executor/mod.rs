@@ -156,6 +156,13 @@ impl Target {
                 self.burst_read(id, burst, lba, io);
             }
             Ok(Plan::Write { lba, .. }) => self.burst_written(id, burst, lba, io),
+            Ok(Plan::Change(_)) => match io.result {
+                Ok(_) => self.end(id, Status::Good, None),
+                Err(error) => {
+                    let sense = device_error::sense(error, Access::Write, 0);
+                    self.end(id, Status::CheckCondition, Some(sense));
+                }
+            },
             Ok(plan) => self.step_completed(id, plan, io),
             Err(_) => {}
         }
@@ -221,10 +228,22 @@ impl Target {
         }
         task.ticket = None;
         task.phase = TaskPhase::Running;
-        if task.abort != Abort::No {
+        let (abort, plan, unit, nexus) = (task.abort, task.plan, task.unit, task.nexus);
+        if abort != Abort::No {
+            let is_lost = self.nexuses.get(nexus.0).is_none_or(|nexus| nexus.closing);
+            if let (Ok(Plan::Change(UnitChange::PreventRemoval(true))), Some(unit), true) =
+                (plan, unit, is_lost)
+            {
+                // Its nexus closed when it did not prevent anything yet, and was not asked to forget it.
+                self.forget_prevention(unit, nexus);
+            }
             return self.settle(id);
         }
         match result {
+            // What the unit answered while it ran is in the cache; now that it is stopped, nothing more comes.
+            Ok(()) if matches!(plan, Ok(Plan::Change(UnitChange::StartStop { flush: true, .. }))) => {
+                self.submit_step(id, BlockOp::Flush, 0, 0, None);
+            }
             Ok(()) => self.end(id, Status::Good, None),
             Err(sense) => self.end(id, Status::CheckCondition, Some(sense)),
         }

@@ -22,8 +22,14 @@ impl Target {
         };
         let Some(task) = self.tasks.get_mut(id.0) else { return };
         let Some(nexus) = self.nexuses.get_mut(task.nexus.0) else { return };
-        let consumes = task.entry.is_some_and(|e| e.unit_attention == crate::UnitAttentionRule::Consume);
+        // Nobody hears of a condition that is not sent.
+        let consumes =
+            most > 0 && task.entry.is_some_and(|e| e.unit_attention == crate::UnitAttentionRule::Consume);
         let attention = if consumes && nexus.has_attention() { nexus.take_attention(task.lun) } else { None };
+        if matches!(kind, ParameterIn::ReportLuns { .. }) && nexus.has_attention() && most > 0 {
+            // This is what the condition asks the initiator to do (SAM-5 §5.14, UA_INTLCK_CTRL = 00b).
+            nexus.clear_attention(crate::unit_attention::UnitAttention::REPORTED_LUNS_CHANGED);
+        }
         let mut environment = environment(&self.units, nexus, &self.limits, task);
         environment.pending_sense = attention.map(crate::unit_attention::UnitAttention::sense);
         let full = match data.as_mut() {

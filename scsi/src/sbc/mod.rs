@@ -252,7 +252,8 @@ pub(crate) fn start_stop_unit(cdb: &Cdb, environment: &Environment<'_>) -> Resul
     if start && unit.state == crate::UnitState::MediumNotPresent {
         return Err(Sense::new(SenseKey::NotReady, 0x3A, 0x00));
     }
-    Ok(Plan::Change(UnitChange::StartStop { start, load_eject: false }))
+    let flush = !start && cdb.u8_at(4) & 0x04 == 0;
+    Ok(Plan::Change(UnitChange::StartStop { start, load_eject: false, flush }))
 }
 
 pub(crate) fn prevent_allow(cdb: &Cdb, _: &Environment<'_>) -> Result<Plan, Sense> {
@@ -403,7 +404,7 @@ mod tests {
     fn nothing_to_eject() {
         let mut world = World::new();
         let command = |bits| [0x1B, 1, 0, 0, bits, 0];
-        let stop = Plan::Change(UnitChange::StartStop { start: false, load_eject: false });
+        let stop = Plan::Change(UnitChange::StartStop { start: false, load_eject: false, flush: true });
         assert_eq!(plan(&command(0), &world), Ok(stop));
         assert_eq!(plan(&command(2), &world), Err(Sense::invalid_field_in_cdb(4, Some(1))));
         if let Some(unit) = world.unit.as_mut() {

@@ -196,7 +196,7 @@ pub(crate) fn mode_select(long: bool, unit: &UnitView, list: &[u8]) -> Result<Op
         values = changed;
         at += consumed;
     }
-    Ok((values != before).then_some(UnitChange::ModePages(values)))
+    Ok((values != before).then_some(UnitChange::ModePages { before, after: values }))
 }
 
 /// Checks header and block descriptor; returns where the pages begin. Blocks can be named but not changed.
@@ -363,7 +363,7 @@ mod tests {
                     let result = select(false, &list, &world);
                     if mask[byte] & (1 << bit) != 0 {
                         assert!(
-                            matches!(result, Ok(Some(UnitChange::ModePages(_)))),
+                            matches!(result, Ok(Some(UnitChange::ModePages { .. }))),
                             "{code:02x}h {byte}.{bit}"
                         );
                     } else {
@@ -389,7 +389,9 @@ mod tests {
             software_write_protect: true,
             task_aborted_status: true,
         };
-        assert_eq!(select(false, &list, &world), Ok(Some(UnitChange::ModePages(expected))));
+        let before = world.unit.as_ref().map(current_values).unwrap_or_default();
+        let change = UnitChange::ModePages { before, after: expected };
+        assert_eq!(select(false, &list, &world), Ok(Some(change)));
         if let Some(unit) = world.unit.as_mut() {
             unit.mode = expected;
         }
