@@ -391,7 +391,13 @@ impl Client {
             85..=89 => {
                 let sent = shared.units[unit].history.tick();
                 let command = Command::new(lun(unit), &[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-                self.submit(now, shared, command, Operation::Synchronize { unit, sent }, "SYNCHRONIZE CACHE".into());
+                self.submit(
+                    now,
+                    shared,
+                    command,
+                    Operation::Synchronize { unit, sent },
+                    "SYNCHRONIZE CACHE".into(),
+                );
             }
             90..=93 => self.submit(
                 now,
