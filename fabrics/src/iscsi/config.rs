@@ -30,7 +30,8 @@ pub struct Config {
 pub struct Options {
     /// Seconds a login may take in all.
     pub login_timeout_s: u32,
-    /// Seconds of silence before a NOP-In asks whether the initiator is there (`nop_in_interval`); 0 never asks.
+    /// Seconds of silence before a NOP-In asks whether the initiator is there (`nop_in_interval`); 0 never asks, and
+    /// then a host that withholds data it was asked for is not noticed either.
     pub nop_in_interval_s: u32,
     /// Seconds the initiator has to answer it (`nop_timeout`).
     pub nop_timeout_s: u32,

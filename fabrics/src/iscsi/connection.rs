@@ -461,6 +461,7 @@ impl Connection {
             expected_out,
             data_sn: 0,
             unsolicited: unsolicited.then_some(Unsolicited { next: from, end, data_sn: 0 }),
+            data_at: tables.now,
             stash,
             bursts: Default::default(),
             solicitations: Default::default(),

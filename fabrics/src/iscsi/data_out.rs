@@ -142,6 +142,7 @@ impl Connection {
             };
             exchange.data_sn = exchange.data_sn.wrapping_add(1);
             self.solicited += 1;
+            exchange.data_at = tables.now;
             self.transmitter.push(Item::R2t { exchange: key, pdu });
         }
     }
@@ -222,6 +223,7 @@ impl Connection {
             Place::Lent { data, .. } | Place::Own(data) => Some(data),
             Place::Discard => None,
         };
+        exchange.data_at = tables.now;
         let length = pdu.data_segment_length;
         let Some(offset) = burst_offset else {
             if let Some(stash) = &mut exchange.stash {

@@ -1,11 +1,16 @@
 //! Exchanges: one per SCSI command on its way between the wire and the engine.
 
-use base::{DataBuf, Key};
+use std::time::Duration;
+
+use base::{DataBuf, Instant, Key};
 use scsi::{CommandStatus, TaskId};
 use wire::scsi::Lun;
 
 /// Bursts of one command that the engine may have lent at a time, and R2Ts of one command that may be outstanding.
 pub(super) const BURSTS_MAX: usize = 8;
+
+/// How long a host may take for the next PDU of data it was asked for, however often it answers pings meanwhile.
+pub(super) const DATA_OUT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A burst of Data-Out the engine asked for, with the buffer it lent.
 #[derive(Debug)]
@@ -90,6 +95,8 @@ pub(super) struct Exchange {
     pub terminating: bool,
     /// Status stands in the transmit queue.
     pub answered: bool,
+    /// When data was last asked for or came.
+    pub data_at: Instant,
     /// PDUs of this exchange in the transmit ring.
     pub in_ring: u32,
 }
@@ -98,6 +105,11 @@ impl Exchange {
     /// Solicited or unsolicited data is still to come.
     pub fn awaits_data(&self) -> bool {
         self.unsolicited.is_some() || self.solicitations.iter().any(Option::is_some)
+    }
+
+    /// Data that was asked for has not come for so long that nobody need hold buffers for it.
+    pub fn is_overdue(&self, now: Instant) -> bool {
+        self.awaits_data() && now.since(self.data_at) > DATA_OUT_PATIENCE
     }
 
     /// R2Ts not fulfilled.

@@ -13,6 +13,7 @@ use wire::iscsi::AsyncEvent;
 use wire::scsi::{Lun, Sense};
 
 use super::connection::{Connection, Fatal, Phase, Pumped, seconds};
+use super::exchange::Exchange;
 use super::session::NexusState;
 use super::tables::{Tables, Timer};
 use super::task_management as management;
@@ -417,6 +418,12 @@ impl<N: Network> IscsiPort<N> {
         }
         connection.timer_at = None;
         let peer = connection.peer;
+        // A host that answers pings but never sends its data would hold the buffers of others.
+        let overdue = |exchange: &Exchange| exchange.connection == key && exchange.is_overdue(now);
+        if connection.solicited > 0 && self.tables.exchanges.iter().any(|(_, exchange)| overdue(exchange)) {
+            self.end_session(key, true, "data that it was asked for does not come");
+            return;
+        }
         let due = connection.deadline(&self.tables).is_some_and(|due| due <= now);
         if due {
             if connection.logout_deadline.is_some_and(|due| due <= now) {

@@ -1134,6 +1134,27 @@ fn a_peer_that_takes_data_slowly_is_not_silent() {
 }
 
 #[test]
+fn a_peer_that_answers_pings_but_withholds_its_data_is_dropped() {
+    let mut lab = Lab::new(Options { nop_in_interval_s: 5, ..Options::default() }, false);
+    let mut initiator = lab.login(KEYS);
+    let command = ScsiCommand { final_: true, ..initiator.scsi(0x2A, 128) };
+    initiator.command(command, &[]);
+    lab.run();
+    assert!(matches!(initiator.all()[0].0, Pdu::R2t(_)));
+    let mut seconds = 0;
+    while !initiator.wire.borrow().dropped && seconds < 120 {
+        lab.now = lab.now + Duration::from_secs(1);
+        seconds += 1;
+        lab.run();
+        for ping in pings(&initiator.all()) {
+            initiator.send(&answer_to(&ping, initiator.cmd_sn), &[]);
+        }
+        lab.run();
+    }
+    assert!((60..=75).contains(&seconds), "dropped after {seconds} s");
+}
+
+#[test]
 fn a_peer_that_sends_data_slowly_is_not_silent() {
     let options = Options { nop_in_interval_s: 5, nop_timeout_s: 3, ..Options::default() };
     let mut lab = Lab::new(options, false);
