@@ -40,20 +40,7 @@ fn run(seed: u64, cores: u16) {
     for _ in 0..400 {
         for _ in 0..prng.below(12) {
             w.random_step(prng);
-            covered.retain(|c| {
-                if !w.functions.contains_key(&c.function) {
-                    return true;
-                }
-                let alive = alive(&w);
-                for x in &c.exchanges {
-                    let record = &w.exchanges[x];
-                    assert!(
-                        !alive.contains(&(record.core, record.tag)),
-                        "seed {seed}: task {x} outlives its abort"
-                    );
-                }
-                false
-            });
+            check_covered(&w, &mut covered, seed);
         }
         for session in &mut sessions {
             if session.is_some_and(|(_, token, _)| w.drops.iter().any(|drop| drop.0 == token)) {
@@ -124,6 +111,21 @@ fn run(seed: u64, cores: u16) {
         assert!(target.tickets.is_empty() && target.functions.is_empty() && target.resets.is_empty());
         assert!(target.claims.is_empty() && target.sessions.is_empty(), "seed {seed}");
     }
+}
+
+/// No task outlives the answer of a function that covered it; forgets functions that were answered.
+fn check_covered(w: &World, covered: &mut Vec<Covered>, seed: u64) {
+    covered.retain(|c| {
+        if !w.functions.contains_key(&c.function) {
+            return true;
+        }
+        let alive = alive(w);
+        for x in &c.exchanges {
+            let record = &w.exchanges[x];
+            assert!(!alive.contains(&(record.core, record.tag)), "seed {seed}: task {x} outlives its abort");
+        }
+        false
+    });
 }
 
 fn send_something(w: &mut World, prng: &mut Prng, core: usize, nexus: NexusId) {
