@@ -97,28 +97,6 @@ pub(super) struct Connection {
     first_login: bool,
 }
 
-/// What every connection starts with (RFC 7143 §13).
-fn parameters_before_login() -> SessionParameters {
-    SessionParameters {
-        header_digest: false,
-        data_digest: false,
-        max_connections: 1,
-        initial_r2t: true,
-        immediate_data: true,
-        max_send_data_segment_length: 8192,
-        max_recv_data_segment_length: 8192,
-        max_burst_length: 262_144,
-        first_burst_length: 65_536,
-        default_time_to_wait: 2,
-        default_time_to_retain: 20,
-        max_outstanding_r2t: 1,
-        data_pdu_in_order: true,
-        data_sequence_in_order: true,
-        error_recovery_level: 0,
-        protocol_level: 1,
-    }
-}
-
 /// CmdSN of a request that has one, and whether it is immediate.
 fn command_number(bhs: &Bhs) -> Option<(bool, u32)> {
     let code = bhs[0] & opcode::MASK;
@@ -153,7 +131,7 @@ impl Connection {
             transmitter: Transmitter::new(),
             session: None,
             cid: 0,
-            parameters: parameters_before_login(),
+            parameters: SessionParameters::default(),
             login: Some(Box::default()),
             text: TextMachine::new(),
             solicited: 0,
