@@ -7,6 +7,7 @@
 use std::alloc::Layout;
 use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
+use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
@@ -22,6 +23,11 @@ pub unsafe trait PoolMemory {
     fn length(&self) -> usize;
     /// What the memory is, for reports: `"2 MiB hugepages"`, `"plain"`.
     fn kind(&self) -> &'static str;
+    /// The file whose first `length()` bytes this memory is, so that another process can map it too; `None` for
+    /// memory of this process alone.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
 /// Ordinary zeroed heap memory, touched once so that no page fault happens later.
@@ -239,6 +245,12 @@ impl BufferPool {
     #[must_use]
     pub fn region(&self) -> (NonNull<u8>, usize) {
         (self.inner.memory.base(), self.inner.memory.length())
+    }
+
+    /// The file behind the region, when another process can map it (see [`PoolMemory::descriptor`]).
+    #[must_use]
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.memory.descriptor()
     }
 
     /// What the memory is, for reports.

@@ -1,4 +1,6 @@
-use base::{BufferPool, CoreId, DataBuf, Instant, Progress};
+use base::{BufferPool, DataBuf, Instant, Progress};
+
+use crate::CoreShared;
 
 /// How a device maps blocks to storage (SBC-4 §4.7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -165,11 +167,11 @@ pub trait BlockDevice: Send + Sync {
     /// A short word for the kind of device: `"Malloc disk"`, `"URING bdev"`; shown to people.
     fn product_name(&self) -> &'static str;
 
-    /// Opens one core's private queue to the device. Called on that core's thread.
+    /// Opens one core's private queue to the device. Called on that core's thread, with what its channels share.
     ///
     /// # Errors
     /// [`BlockError::Gone`] or [`BlockError::System`] when the device cannot be used from there.
-    fn open_channel(&self, core: CoreId) -> Result<Box<dyn IoChannel>, BlockError>;
+    fn open_channel(&self, core: &CoreShared) -> Result<Box<dyn IoChannel>, BlockError>;
 
     /// Times a payload was copied between a buffer handed in and another one, because of its alignment.
     /// The RAM disk's own copy between the medium and the buffer does not count.

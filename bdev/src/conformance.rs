@@ -7,7 +7,8 @@ use std::time::Duration;
 use base::{BufferPool, CoreId, DataBuf, Instant, PoolClass, Prng};
 
 use crate::{
-    BlockDevice, BlockError, BlockIo, BlockOp, ExtentState, IoChannel, IoCompletion, IoTag, IoValue,
+    BlockDevice, BlockError, BlockIo, BlockOp, CoreShared, ExtentState, IoChannel, IoCompletion, IoTag,
+    IoValue,
 };
 
 /// What is peculiar about the device under test.
@@ -35,7 +36,7 @@ impl Bench {
     pub fn new(device: &dyn BlockDevice) -> Bench {
         let classes = [PoolClass { size: 4096, count: 64 }, PoolClass { size: 1 << 20, count: 24 }];
         Bench {
-            channel: device.open_channel(CoreId(0)).expect("a channel"),
+            channel: device.open_channel(&CoreShared::new(CoreId(0))).expect("a channel"),
             pool: BufferPool::plain(&classes),
             now: Instant::from_nanos(1),
             next_tag: 1,

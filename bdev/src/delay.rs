@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use base::{BufferPool, CoreId, Instant, Prng, Progress};
+use base::{BufferPool, Instant, Prng, Progress};
 
 use crate::shelf::Shelf;
-use crate::{BlockDevice, BlockError, BlockIo, BlockOp, Geometry, IoChannel, IoCompletion, IoTag};
+use crate::{
+    BlockDevice, BlockError, BlockIo, BlockOp, CoreShared, Geometry, IoChannel, IoCompletion, IoTag,
+};
 
 /// How long requests wait, in microseconds: `average` for 99 of 100, `p99` for the rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -74,12 +76,12 @@ impl BlockDevice for DelayDevice {
     fn product_name(&self) -> &'static str {
         "delay"
     }
-    fn open_channel(&self, core: CoreId) -> Result<Box<dyn IoChannel>, BlockError> {
+    fn open_channel(&self, core: &CoreShared) -> Result<Box<dyn IoChannel>, BlockError> {
         Ok(Box::new(DelayChannel {
             inner: self.inner.open_channel(core)?,
             settings: self.settings.clone(),
             shelf: Shelf::new(),
-            random: Prng::new(u64::from(core.0)),
+            random: Prng::new(u64::from(core.core().0)),
         }))
     }
     fn bounce_copies(&self) -> u64 {

@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use base::{BufferPool, CoreId, Instant, Prng, Progress};
+use base::{BufferPool, Instant, Prng, Progress};
 
 use crate::check::finish;
 use crate::shelf::{CAPACITY, Shelf};
-use crate::{BlockDevice, BlockError, BlockIo, BlockOp, Geometry, IoChannel, IoCompletion, IoTag};
+use crate::{
+    BlockDevice, BlockError, BlockIo, BlockOp, CoreShared, Geometry, IoChannel, IoCompletion, IoTag,
+};
 
 /// Faults that a device has at most.
 const FAULTS_MAX: usize = 64;
@@ -185,12 +187,12 @@ impl BlockDevice for FaultDevice {
     fn product_name(&self) -> &'static str {
         "Error Injection Disk"
     }
-    fn open_channel(&self, core: CoreId) -> Result<Box<dyn IoChannel>, BlockError> {
+    fn open_channel(&self, core: &CoreShared) -> Result<Box<dyn IoChannel>, BlockError> {
         Ok(Box::new(FaultChannel {
             inner: self.inner.open_channel(core)?,
             plan: self.plan.clone(),
             shelf: Shelf::new(),
-            random: Prng::new(self.seed.wrapping_add(u64::from(core.0))),
+            random: Prng::new(self.seed.wrapping_add(u64::from(core.core().0))),
             resumed: self.plan.resumed.load(Ordering::Acquire),
             corrupted: Vec::with_capacity(CAPACITY),
         }))

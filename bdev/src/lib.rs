@@ -9,6 +9,7 @@
 mod block_device;
 mod check;
 pub mod conformance;
+mod core_shared;
 mod delay;
 mod fault;
 mod immediate;
@@ -23,6 +24,7 @@ pub use block_device::{
     BlockDevice, BlockError, BlockIo, BlockOp, Extent, ExtentState, Geometry, IoChannel, IoCompletion, IoTag,
     IoValue, Provisioning,
 };
+pub use core_shared::CoreShared;
 pub use delay::{DelayDevice, Latencies};
 pub use fault::{Fault, FaultDevice, FaultKind, FaultOp};
 pub use null::{NullDisk, NullOptions};

@@ -3,10 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use base::CoreId;
-
 use crate::immediate::{ImmediateChannel, Medium};
-use crate::{BlockDevice, BlockError, Extent, ExtentState, Geometry, IoChannel, Provisioning};
+use crate::{BlockDevice, BlockError, CoreShared, Extent, ExtentState, Geometry, IoChannel, Provisioning};
 
 /// The shape of a [`NullDisk`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +100,7 @@ impl BlockDevice for NullDisk {
     fn product_name(&self) -> &'static str {
         "Null disk"
     }
-    fn open_channel(&self, _core: CoreId) -> Result<Box<dyn IoChannel>, BlockError> {
+    fn open_channel(&self, _core: &CoreShared) -> Result<Box<dyn IoChannel>, BlockError> {
         Ok(Box::new(ImmediateChannel::new(self.void.clone())))
     }
 }

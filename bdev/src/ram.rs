@@ -2,11 +2,9 @@
 
 use std::sync::Arc;
 
-use base::CoreId;
-
 use crate::immediate::{ImmediateChannel, Medium};
 use crate::ram_memory::RamMemory;
-use crate::{BlockDevice, BlockError, Extent, ExtentState, Geometry, IoChannel, Provisioning};
+use crate::{BlockDevice, BlockError, CoreShared, Extent, ExtentState, Geometry, IoChannel, Provisioning};
 
 /// The smallest granule of allocation, in bytes; larger when the block is larger.
 const GRANULE: u32 = 4096;
@@ -169,7 +167,7 @@ impl BlockDevice for RamDisk {
     fn product_name(&self) -> &'static str {
         "Malloc disk"
     }
-    fn open_channel(&self, _core: CoreId) -> Result<Box<dyn IoChannel>, BlockError> {
+    fn open_channel(&self, _core: &CoreShared) -> Result<Box<dyn IoChannel>, BlockError> {
         Ok(Box::new(ImmediateChannel::new(self.store.clone())))
     }
 }

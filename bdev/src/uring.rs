@@ -21,9 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 
-use base::CoreId;
-
-use crate::{BlockDevice, BlockError, Geometry, IoChannel, Provisioning};
+use crate::{BlockDevice, BlockError, CoreShared, Geometry, IoChannel, Provisioning};
 pub use error::{FileError, FileProblem};
 
 /// What carries a file's requests to the kernel.
@@ -281,7 +279,7 @@ impl BlockDevice for FileDevice {
     fn product_name(&self) -> &'static str {
         self.shared.product_name
     }
-    fn open_channel(&self, _core: CoreId) -> Result<Box<dyn IoChannel>, BlockError> {
+    fn open_channel(&self, _core: &CoreShared) -> Result<Box<dyn IoChannel>, BlockError> {
         let number = |error: std::io::Error| error.raw_os_error().unwrap_or(libc::ENOSYS);
         self.channel().map_err(|error| BlockError::System(number(error)))
     }

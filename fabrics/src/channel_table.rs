@@ -5,8 +5,8 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
-use base::{CoreId, Instant, Key, Limits, Progress, Slab};
-use bdev::{BlockDevice, BlockError, BlockIo, BlockOp, IoChannel, IoCompletion, IoTag};
+use base::{Instant, Key, Limits, Progress, Slab};
+use bdev::{BlockDevice, BlockError, BlockIo, BlockOp, CoreShared, IoChannel, IoCompletion, IoTag};
 use scsi::LogicalUnitId;
 
 use crate::conductor::UnitTraffic;
@@ -64,6 +64,7 @@ impl Hasher for TagHasher {
 
 /// One core's channels, by logical unit.
 pub struct ChannelTable {
+    core: CoreShared,
     slots: Vec<Option<Slot>>,
     /// Units with requests outstanding: only these are polled, and only these can have timeouts or wake a reactor.
     active: Vec<LogicalUnitId>,
@@ -75,14 +76,15 @@ pub struct ChannelTable {
 }
 
 impl ChannelTable {
-    /// An empty table. Memory for every request the engine may have outstanding is reserved now.
+    /// The empty table of `core`. Memory for every request the engine may have outstanding is reserved now.
     #[must_use]
-    pub fn new(limits: &Limits) -> ChannelTable {
+    pub fn new(core: CoreShared, limits: &Limits) -> ChannelTable {
         // The engine keeps a quarter more tasks for commands it refuses; they have no requests, but their aborts may.
         let tasks = (limits.tasks_max as usize).saturating_add((limits.tasks_max as usize / 4).max(64));
         let requests = tasks.saturating_mul(limits.bursts_per_task_max.max(1) as usize);
         let units = limits.logical_units_max as usize;
         ChannelTable {
+            core,
             slots: Vec::with_capacity(units),
             active: Vec::with_capacity(units),
             waiting: Slab::with_capacity(requests),
@@ -100,14 +102,9 @@ impl ChannelTable {
     ///
     /// # Errors
     /// The device's.
-    pub fn open(
-        &mut self,
-        core: CoreId,
-        unit: LogicalUnitId,
-        device: &Arc<dyn BlockDevice>,
-    ) -> Result<(), BlockError> {
+    pub fn open(&mut self, unit: LogicalUnitId, device: &Arc<dyn BlockDevice>) -> Result<(), BlockError> {
         self.close(unit);
-        let channel = device.open_channel(core)?;
+        let channel = device.open_channel(&self.core)?;
         let index = unit.0 as usize;
         if index >= self.slots.len() {
             self.slots.resize_with(index + 1, || None);
@@ -344,7 +341,7 @@ fn refused(io: BlockIo, error: BlockError) -> IoCompletion {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use base::BufferPool;
+    use base::{BufferPool, CoreId};
     use bdev::{Geometry, IoValue, Provisioning};
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -380,7 +377,7 @@ mod tests {
         fn product_name(&self) -> &'static str {
             "narrow"
         }
-        fn open_channel(&self, _: CoreId) -> Result<Box<dyn IoChannel>, BlockError> {
+        fn open_channel(&self, _: &CoreShared) -> Result<Box<dyn IoChannel>, BlockError> {
             Ok(Box::new(NarrowChannel(Arc::clone(&self.0), VecDeque::new())))
         }
     }
@@ -424,9 +421,9 @@ mod tests {
 
     fn table(limits: &Limits) -> (ChannelTable, Arc<Narrow>) {
         let narrow = Arc::new(Narrow::default());
-        let mut table = ChannelTable::new(limits);
+        let mut table = ChannelTable::new(CoreShared::new(CoreId(0)), limits);
         let device: Arc<dyn BlockDevice> = Arc::new(NarrowDevice(Arc::clone(&narrow)));
-        table.open(CoreId(0), UNIT, &device).unwrap();
+        table.open(UNIT, &device).unwrap();
         (table, narrow)
     }
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use base::{BufferPool, CoreId, Instant, Limits, Outbox, Progress};
-use bdev::{BlockError, IoCompletion};
+use bdev::{BlockError, CoreShared, IoCompletion};
 use reactor::{MailboxReceiver, MailboxSender, MeshEndpoint, Poller, Turn};
 use scsi::{ControlId, ControlOutcome, ControlRequest, Effect, LogicalUnitId, Notification, PortEvent};
 
@@ -338,8 +338,8 @@ impl<P: ConfiguredPort, L: CoreLink, E: Engine> Conductor<P, L, E> {
             engine,
             port,
             link,
+            channels: ChannelTable::new(CoreShared::with_pool(core, &pool), limits),
             pool,
-            channels: ChannelTable::new(limits),
             undelivered: (0..cores).map(|_| VecDeque::with_capacity(UNDELIVERED_ROOM)).collect(),
             replies: VecDeque::with_capacity(REPLIES_WAITING_MAX),
             notifications_dropped: 0,
@@ -476,7 +476,7 @@ impl<P: ConfiguredPort, L: CoreLink, E: Engine> Conductor<P, L, E> {
             Effect::Submit { unit, io } => self.channels.submit(self.now, unit, io),
             Effect::Cancel { unit, tag } => self.channels.cancel(unit, tag),
             Effect::OpenChannel { unit, device } => {
-                let result = self.channels.open(self.core, unit, &device);
+                let result = self.channels.open(unit, &device);
                 self.engine.handle_channel_opened(self.now, unit, result);
             }
             Effect::CloseChannel { unit } => self.channels.close(unit),
@@ -828,7 +828,7 @@ mod tests {
         fn product_name(&self) -> &'static str {
             "absent"
         }
-        fn open_channel(&self, _: CoreId) -> Result<Box<dyn IoChannel>, BlockError> {
+        fn open_channel(&self, _: &CoreShared) -> Result<Box<dyn IoChannel>, BlockError> {
             Err(BlockError::Gone)
         }
     }

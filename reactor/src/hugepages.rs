@@ -1,7 +1,9 @@
 use std::ffi::c_void;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
 use base::PoolMemory;
+use rustix::fs::MemfdFlags;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 /// Bytes of a hugepage.
@@ -28,6 +30,8 @@ pub struct HugeMemory {
     kind: Kind,
     locked: bool,
     shortfall: Option<String>,
+    /// The memory file behind it, which device servers in other processes map too.
+    file: Option<OwnedFd>,
 }
 
 impl HugeMemory {
@@ -50,6 +54,28 @@ impl HugeMemory {
         HugeMemory::plain(length, None)
     }
 
+    /// At least `length` bytes that other processes can map by [`PoolMemory::descriptor`]: hugepages when `hugepages` is
+    /// set and there are any, otherwise ordinary shared memory.
+    ///
+    /// # Errors
+    /// A sentence, when there is not so much memory.
+    pub fn shared(length: usize, hugepages: bool) -> Result<HugeMemory, String> {
+        let mut shortfall = None;
+        if hugepages {
+            match HugeMemory::huge(length) {
+                Ok(memory) => return Ok(memory),
+                Err(reason) => shortfall = Some(reason),
+            }
+        }
+        let length = round_up(length)?;
+        let (mapping, file) = map_file(length, MemfdFlags::CLOEXEC)
+            .map_err(|error| format!("{length} bytes of shared memory cannot be had: {error}"))?;
+        // SAFETY: the range is the mapping just made; the advice changes how it is backed, not what it contains.
+        let advised = unsafe { rustix::mm::madvise(mapping, length, Advice::LinuxHugepage) }.is_ok();
+        let kind = if advised { Kind::Transparent } else { Kind::Plain };
+        HugeMemory::finish(mapping, length, length, kind, shortfall, Some(file))
+    }
+
     /// Why there are no hugepages behind it, and what would help. `None` when there are, or when none were wanted.
     #[must_use]
     pub fn shortfall(&self) -> Option<&str> {
@@ -64,11 +90,13 @@ impl HugeMemory {
 
     fn huge(length: usize) -> Result<HugeMemory, String> {
         let length = round_up(length)?;
-        let mapping = map(length, MapFlags::PRIVATE | MapFlags::HUGETLB | MapFlags::HUGE_2MB).map_err(|error| {
+        // A file, not an anonymous mapping: hugepages are for devices, and some devices live in other processes.
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+        let (mapping, file) = map_file(length, flags).map_err(|error| {
             let pages = length / HUGE_PAGE;
             format!("{pages} hugepages of 2 MiB are not free ({error}); reserve them with: sysctl vm.nr_hugepages={pages}")
         })?;
-        HugeMemory::finish(mapping, length, length, Kind::Huge, None)
+        HugeMemory::finish(mapping, length, length, Kind::Huge, None, Some(file))
     }
 
     fn plain(length: usize, shortfall: Option<String>) -> Result<HugeMemory, String> {
@@ -80,7 +108,7 @@ impl HugeMemory {
         // SAFETY: the range is the mapping just made; the advice changes how it is backed, not what it contains.
         let advised = unsafe { rustix::mm::madvise(mapping, mapped, Advice::LinuxHugepage) }.is_ok();
         let kind = if advised { Kind::Transparent } else { Kind::Plain };
-        HugeMemory::finish(mapping, mapped, length, kind, shortfall)
+        HugeMemory::finish(mapping, mapped, length, kind, shortfall, None)
     }
 
     fn finish(
@@ -89,6 +117,7 @@ impl HugeMemory {
         length: usize,
         kind: Kind,
         shortfall: Option<String>,
+        file: Option<OwnedFd>,
     ) -> Result<HugeMemory, String> {
         let skip = if mapped == length {
             0
@@ -99,7 +128,7 @@ impl HugeMemory {
         let start = unsafe { mapping.cast::<u8>().add(skip) };
         let base = NonNull::new(start).ok_or("the kernel mapped memory at address 0")?;
         let mut memory =
-            HugeMemory { mapping, mapped, base, length, kind, locked: kind == Kind::Huge, shortfall };
+            HugeMemory { mapping, mapped, base, length, kind, locked: kind == Kind::Huge, shortfall, file };
         for offset in (0..length).step_by(PAGE) {
             // SAFETY: the offset is inside the mapping, which this value owns; the write faults the page in.
             unsafe { base.as_ptr().add(offset).write_volatile(0) };
@@ -128,6 +157,25 @@ fn map(length: usize, flags: MapFlags) -> rustix::io::Result<*mut c_void> {
     }
 }
 
+/// Maps a new memory file of `length` bytes. A hugepage file reserves its pages here, so that too few are an error
+/// now and not a bus error later.
+fn map_file(length: usize, flags: MemfdFlags) -> rustix::io::Result<(*mut c_void, OwnedFd)> {
+    let file = rustix::fs::memfd_create("pollux-buffers", flags)?;
+    rustix::fs::ftruncate(&file, length as u64)?;
+    // SAFETY: the kernel chooses the address, so the new mapping replaces nothing.
+    let mapping = unsafe {
+        rustix::mm::mmap(
+            std::ptr::null_mut(),
+            length,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::SHARED,
+            &file,
+            0,
+        )
+    }?;
+    Ok((mapping, file))
+}
+
 impl Drop for HugeMemory {
     fn drop(&mut self) {
         // SAFETY: mapped in `map` with this length, unmapped only here; the pool that used it is gone.
@@ -135,7 +183,7 @@ impl Drop for HugeMemory {
     }
 }
 
-// SAFETY: an anonymous private mapping is zeroed, page-aligned, owned by this value and stays where it is until the
+// SAFETY: a new mapping, anonymous or of a new memory file, is zeroed, page-aligned, owned by this value and stays where it is until the
 // drop; `base + length` lies inside it.
 unsafe impl PoolMemory for HugeMemory {
     fn base(&self) -> NonNull<u8> {
@@ -150,6 +198,9 @@ unsafe impl PoolMemory for HugeMemory {
             Kind::Transparent => "plain, transparent hugepages asked for",
             Kind::Plain => "plain",
         }
+    }
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.file.as_ref().map(AsFd::as_fd)
     }
 }
 
@@ -181,6 +232,22 @@ mod tests {
         let memory = HugeMemory::plain(1, Some(reason.clone())).unwrap();
         assert_eq!(memory.shortfall(), Some(reason.as_str()));
         assert!(HugeMemory::new(usize::MAX).is_err());
+    }
+
+    #[test]
+    fn shared_memory_is_seen_through_its_descriptor() {
+        use std::os::unix::fs::FileExt;
+        let classes = [PoolClass { size: 65536, count: 16 }];
+        let memory = HugeMemory::shared(BufferPool::memory_length(&classes), false).unwrap();
+        let pool = BufferPool::new(Box::new(memory), &classes);
+        let mut data = pool.acquire(65536).unwrap();
+        data.fill(0x5A);
+        let offset = data.as_ptr() as usize - pool.region().0.as_ptr() as usize;
+        let file = std::fs::File::from(pool.descriptor().unwrap().try_clone_to_owned().unwrap());
+        let mut seen = vec![0; 65536];
+        file.read_exact_at(&mut seen, offset as u64).unwrap();
+        assert!(seen.iter().all(|&byte| byte == 0x5A));
+        assert!(HugeMemory::without_hugepages(1).unwrap().descriptor().is_none());
     }
 
     #[test]

@@ -12,6 +12,7 @@
 
 mod affinity;
 mod core_mask;
+pub mod devices;
 mod doorbell;
 #[allow(unsafe_code)]
 mod hugepages;
@@ -28,6 +29,7 @@ mod tsc;
 
 pub use affinity::{Cpu, Topology};
 pub use core_mask::{CoreMask, CoreMaskError};
+pub use devices::{Bar, DeviceError, DmaMemory, DmaRegion, PciDevice, PciIdentity};
 pub use doorbell::Doorbell;
 pub use hugepages::HugeMemory;
 pub use mailbox::{MailboxReceiver, MailboxSender, mailbox, reply_queue};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant as Wall;
 
 use base::{BufferPool, CoreId, Instant, Limits, PoolClass};
-use bdev::{BlockDevice, BlockError, Geometry, IoChannel, IoCompletion, IoValue, Provisioning};
+use bdev::{BlockDevice, BlockError, CoreShared, Geometry, IoChannel, IoCompletion, IoValue, Provisioning};
 use scsi::{
     CommandReceived, ControlId, ControlRequest, Effect, ExchangeId, LogicalUnitId, LunMap, LunMapping,
     NexusId, NexusIdentity, NexusToken, PortEvent, Target, TargetDeviceId, TaskId, TaskTag, UnitIdentity,
@@ -32,7 +32,7 @@ impl BlockDevice for Nothing {
     fn product_name(&self) -> &'static str {
         "nothing"
     }
-    fn open_channel(&self, _: CoreId) -> Result<Box<dyn IoChannel>, BlockError> {
+    fn open_channel(&self, _: &CoreShared) -> Result<Box<dyn IoChannel>, BlockError> {
         Err(BlockError::Unsupported)
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use base::{CoreId, Instant, Prng, Progress};
 use bdev::{
-    BlockDevice, BlockError, BlockIo, BlockOp, Extent, ExtentState, Geometry, IoChannel, IoCompletion, IoTag,
-    IoValue, Provisioning,
+    BlockDevice, BlockError, BlockIo, BlockOp, CoreShared, Extent, ExtentState, Geometry, IoChannel,
+    IoCompletion, IoTag, IoValue, Provisioning,
 };
 
 use crate::BLOCK;
@@ -284,8 +284,13 @@ impl BlockDevice for SimDisk {
         "Simulated disk"
     }
 
-    fn open_channel(&self, core: CoreId) -> Result<Box<dyn IoChannel>, BlockError> {
-        Ok(Box::new(Channel { disk: self.clone(), core, buffers: Vec::new(), early: Vec::new() }))
+    fn open_channel(&self, core: &CoreShared) -> Result<Box<dyn IoChannel>, BlockError> {
+        Ok(Box::new(Channel {
+            disk: self.clone(),
+            core: core.core(),
+            buffers: Vec::new(),
+            early: Vec::new(),
+        }))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use base::{CoreId, Limits};
-use bdev::{BlockDevice, BlockError, Geometry, IoChannel, Provisioning};
+use bdev::{BlockDevice, BlockError, CoreShared, Geometry, IoChannel, Provisioning};
 use fabrics::conductor::{CoreReply, CoreReport, CoreRequest, UnitTraffic};
 use rpc::Dispatcher;
 use scsi::{ControlOutcome, ControlRequest, LogicalUnitId, Notification};
@@ -21,7 +21,7 @@ impl BlockDevice for Disk {
     fn product_name(&self) -> &'static str {
         "Fake disk"
     }
-    fn open_channel(&self, _: CoreId) -> Result<Box<dyn IoChannel>, BlockError> {
+    fn open_channel(&self, _: &CoreShared) -> Result<Box<dyn IoChannel>, BlockError> {
         Err(BlockError::Gone)
     }
 }

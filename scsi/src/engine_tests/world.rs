@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use base::{BufferPool, CoreId, DataBuf, Instant, Limits, PoolClass, Prng};
 use bdev::{
-    BlockDevice, BlockError, BlockIo, BlockOp, Extent, ExtentState, Geometry, IoChannel, IoCompletion,
-    IoValue, Provisioning,
+    BlockDevice, BlockError, BlockIo, BlockOp, CoreShared, Extent, ExtentState, Geometry, IoChannel,
+    IoCompletion, IoValue, Provisioning,
 };
 use wire::scsi::{Cdb, Lun, Sense, Status, TaskAttribute};
 
@@ -49,7 +49,7 @@ impl BlockDevice for FakeDevice {
     fn product_name(&self) -> &'static str {
         "fake"
     }
-    fn open_channel(&self, _: CoreId) -> Result<Box<dyn IoChannel>, BlockError> {
+    fn open_channel(&self, _: &CoreShared) -> Result<Box<dyn IoChannel>, BlockError> {
         Err(BlockError::Unsupported)
     }
 }
