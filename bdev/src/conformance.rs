@@ -173,7 +173,18 @@ struct Expected {
     op: BlockOp,
     lba: u64,
     blocks: u64,
+    /// Where a copy comes from.
+    source: Option<u64>,
     content: Vec<u8>,
+    fails_with: Option<BlockError>,
+}
+
+impl Expected {
+    /// True when it touches one of these blocks.
+    fn touches(&self, lba: u64, blocks: u64) -> bool {
+        let touches = |own: u64| lba < own + self.blocks && own < lba + blocks;
+        touches(self.lba) || self.source.is_some_and(touches)
+    }
 }
 
 struct Trial<'a> {
@@ -235,27 +246,40 @@ impl Trial<'_> {
         };
         let blocks = blocks.min(longest);
         let lba = self.random.below(self.blocks - blocks + 1);
-        let free =
-            self.expected.values().all(|other| lba + blocks <= other.lba || other.lba + other.blocks <= lba);
+        let free = !self.expected.values().any(|other| other.touches(lba, blocks));
         free.then_some((lba, blocks))
+    }
+
+    /// Where `blocks` may be copied from to `lba`.
+    fn range_beside(&mut self, lba: u64, blocks: u64) -> Option<u64> {
+        let from = self.random.below(self.blocks - blocks + 1);
+        let busy = self.expected.values().any(|other| other.touches(from, blocks));
+        (!busy && from.abs_diff(lba) >= blocks).then_some(from)
     }
 
     fn submit_one(&mut self) {
         let Some((lba, blocks)) = self.range() else { return };
         let length = blocks as usize * self.block;
         let (from, to) = (lba as usize * self.block, lba as usize * self.block + length);
-        let provisioning = self.device.geometry().provisioning;
+        let geometry = self.device.geometry();
+        let (provisioning, capabilities) = (geometry.provisioning, geometry.capabilities);
         let mut data = None;
         let fua = self.random.chance(1, 8);
-        let op = match self.random.below(16) {
+        let op = match self.random.below(20) {
             0..5 => BlockOp::Read,
             5..11 => BlockOp::Write { fua },
             11 | 12 => BlockOp::WriteZeroes { may_deallocate: self.random.chance(1, 2), fua },
             13 if provisioning.discard && provisioning.reads_zeros => BlockOp::Discard,
             14 if provisioning.reports_extents => BlockOp::Extent,
+            15 if capabilities.verify => BlockOp::Verify,
+            16 | 17 if capabilities.compare => BlockOp::Compare,
+            18 if capabilities.copy_blocks_max >= blocks => match self.range_beside(lba, blocks) {
+                Some(from) => BlockOp::Copy { from },
+                None => return,
+            },
             _ => BlockOp::Flush,
         };
-        if matches!(op, BlockOp::Read | BlockOp::Write { .. }) {
+        if op.has_payload() {
             // Sometimes the buffer starts in the middle of a slot: unaligned.
             let skew = if self.random.chance(1, 4) { self.random.between(1, 600) as usize } else { 0 };
             let Some(mut buffer) = self.bench.pool.acquire((length + skew) as u32) else { return };
@@ -264,14 +288,36 @@ impl Trial<'_> {
             data = Some(buffer);
         }
         let before = self.model.get(from..to).expect("a range of the model").to_vec();
+        if op == BlockOp::Compare
+            && let Some(buffer) = &mut data
+        {
+            buffer.copy_from_slice(&before);
+            if self.random.chance(1, 2) {
+                let at = self.random.below(length as u64) as usize;
+                buffer[at] ^= self.random.between(1, 255) as u8;
+            }
+        }
         let content = data.as_deref().map(<[u8]>::to_vec).unwrap_or_default();
         let Ok(tag) = self.bench.submit(op, lba, blocks, data) else {
             let done = self.bench.drain();
             return self.settle(done);
         };
+        let mut fails_with = None;
+        let mut source = None;
+        if let BlockOp::Copy { from } = op {
+            source = Some(from);
+            self.model.copy_within(
+                from as usize * self.block..from as usize * self.block + length,
+                lba as usize * self.block,
+            );
+        }
         let target = self.model.get_mut(from..to).expect("a range of the model");
         let content = match op {
             BlockOp::Write { .. } if self.traits.forgets_writes => content,
+            BlockOp::Compare => {
+                fails_with = (content != before).then_some(BlockError::Miscompare);
+                content
+            }
             BlockOp::Write { .. } => {
                 target.copy_from_slice(&content);
                 content
@@ -282,16 +328,19 @@ impl Trial<'_> {
             }
             _ => before,
         };
-        self.expected.insert(tag, Expected { op, lba, blocks, content });
+        self.expected.insert(tag, Expected { op, lba, blocks, source, content, fails_with });
     }
 
     fn settle(&mut self, completions: Vec<IoCompletion>) {
         for completion in completions {
             let expected = self.expected.remove(&completion.tag).expect("a completion that was asked for");
-            let value =
-                completion.result.unwrap_or_else(|error| panic!("{:?} failed: {error:?}", expected.op));
+            let value = match (completion.result, expected.fails_with) {
+                (Err(error), Some(wanted)) if error == wanted => IoValue::Done,
+                (Ok(value), None) => value,
+                (result, wanted) => panic!("{:?}: {result:?} instead of {wanted:?}", expected.op),
+            };
             match (expected.op, value) {
-                (BlockOp::Read | BlockOp::Write { .. }, IoValue::Done) => {
+                (BlockOp::Read | BlockOp::Write { .. } | BlockOp::Compare, IoValue::Done) => {
                     let data = completion.data.expect("the buffer comes back");
                     assert!(
                         *data == *expected.content,
@@ -349,7 +398,9 @@ impl Trial<'_> {
     fn malformed(&mut self) {
         let end = self.device.geometry().blocks;
         let block = self.block;
-        for op in [BlockOp::Read, BlockOp::Write { fua: false }] {
+        let capabilities = self.device.geometry().capabilities;
+        let compare = capabilities.compare.then_some(BlockOp::Compare);
+        for op in [BlockOp::Read, BlockOp::Write { fua: false }].into_iter().chain(compare) {
             assert!(self.bench.one(op, 0, 1, None).result.is_err(), "no buffer");
             for length in [0, 1, block - 1, block + 1, 2 * block] {
                 let data = self.bench.buffer(length);
@@ -371,7 +422,9 @@ impl Trial<'_> {
             }
         }
         let zeroes = BlockOp::WriteZeroes { may_deallocate: true, fua: true };
-        for op in [zeroes, BlockOp::Discard, BlockOp::Extent] {
+        let verify = capabilities.verify.then_some(BlockOp::Verify);
+        let copies = (capabilities.copy_blocks_max > 0).then_some(BlockOp::Copy { from: 0 });
+        for op in [zeroes, BlockOp::Discard, BlockOp::Extent].into_iter().chain(verify).chain(copies) {
             for (lba, blocks) in [(end, 1), (0, end + 1), (1, u64::MAX), (u64::MAX, u64::MAX)] {
                 assert_eq!(
                     self.bench.one(op, lba, blocks, None).result,
@@ -380,8 +433,40 @@ impl Trial<'_> {
                 );
             }
         }
+        self.what_is_not_claimed_is_refused();
         assert!(self.bench.one(BlockOp::Extent, 0, 0, None).result.is_err());
         assert_eq!(self.bench.one(BlockOp::Flush, u64::MAX, u64::MAX, None).result, Ok(IoValue::Done));
+    }
+
+    fn what_is_not_claimed_is_refused(&mut self) {
+        let geometry = self.device.geometry();
+        let capabilities = geometry.capabilities;
+        if !capabilities.verify {
+            let done = self.bench.one(BlockOp::Verify, 0, 1, None);
+            assert_eq!(done.result, Err(BlockError::Unsupported));
+        }
+        if !capabilities.compare {
+            let data = self.bench.buffer(self.block);
+            let done = self.bench.one(BlockOp::Compare, 0, 1, Some(data));
+            assert_eq!(done.result, Err(BlockError::Unsupported));
+            assert!(done.data.is_some());
+        }
+        let copied = |bench: &mut Bench, from, lba, blocks| {
+            bench.one(BlockOp::Copy { from }, lba, blocks, None).result
+        };
+        if capabilities.copy_blocks_max == 0 {
+            assert_eq!(copied(&mut self.bench, 0, 1, 1), Err(BlockError::Unsupported));
+            return;
+        }
+        let end = geometry.blocks;
+        assert_eq!(copied(&mut self.bench, end, 0, 1), Err(BlockError::OutOfRange));
+        assert_eq!(copied(&mut self.bench, u64::MAX, 0, 2), Err(BlockError::OutOfRange));
+        assert!(copied(&mut self.bench, 0, 1, 2).is_err(), "a copy onto a part of itself");
+        assert!(copied(&mut self.bench, 9, 9, 1).is_err(), "a copy onto itself");
+        if capabilities.copy_blocks_max < end / 2 {
+            let done = copied(&mut self.bench, 0, end / 2, capabilities.copy_blocks_max + 1);
+            assert_eq!(done, Err(BlockError::Unsupported), "more than it copies at once");
+        }
     }
 
     fn cancel_completes_once(&mut self) {
@@ -404,4 +489,42 @@ impl Trial<'_> {
             assert!(done[0].data.is_some());
         }
     }
+}
+
+/// Writers on two threads fill the longest atomic range with one byte each, again and again; whoever reads meanwhile
+/// must find one byte all over. For devices that promise atomic writes and work in real time.
+///
+/// # Panics
+/// When the device promises none, its promise makes no sense, or it breaks it.
+pub fn atomic_writes_are_whole(device: &dyn BlockDevice, rounds: u32) {
+    let geometry = device.geometry();
+    let atomic = geometry.atomic;
+    assert!(atomic.blocks_max > 0, "no atomic writes");
+    let granularity = atomic.granularity_blocks.max(1);
+    let mut blocks = atomic.blocks_max;
+    if atomic.boundary_blocks > 0 {
+        assert!(atomic.boundary_blocks.is_multiple_of(granularity), "{atomic:?}");
+        blocks = blocks.min(atomic.boundary_blocks);
+    }
+    blocks -= blocks % granularity;
+    assert!(blocks > 0 && u64::from(blocks) <= geometry.blocks, "{atomic:?}");
+    let bytes = (blocks * geometry.block_size).min(1 << 20) as usize;
+    let blocks = bytes as u64 / u64::from(geometry.block_size);
+    Bench::new(device).fill(0, bytes, blocks, 0);
+    std::thread::scope(|scope| {
+        for byte in [0x11, 0x22] {
+            scope.spawn(move || {
+                let mut bench = Bench::new(device);
+                (0..rounds).for_each(|_| bench.fill(0, bytes, blocks, byte));
+            });
+        }
+        let mut bench = Bench::new(device);
+        for _ in 0..rounds {
+            let content = bench.read(0, bytes, blocks);
+            assert!(
+                content.iter().all(|&byte| byte == content[0]),
+                "a write that was atomic was seen in part"
+            );
+        }
+    });
 }

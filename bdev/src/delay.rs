@@ -8,19 +8,20 @@ use base::{BufferPool, Instant, Prng, Progress};
 
 use crate::shelf::Shelf;
 use crate::{
-    BlockDevice, BlockError, BlockIo, BlockOp, CoreShared, Geometry, IoChannel, IoCompletion, IoTag,
+    BlockDevice, BlockError, BlockIo, BlockOp, CoreShared, DeviceIdentity, Geometry, Health, IoChannel,
+    IoCompletion, IoTag,
 };
 
 /// How long requests wait, in microseconds: `average` for 99 of 100, `p99` for the rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Latencies {
-    /// Reads, most of them.
+    /// Reads, verifications and comparisons, most of them.
     pub average_read: u64,
-    /// Reads, one of a hundred.
+    /// Of the same, one of a hundred.
     pub p99_read: u64,
-    /// Writes and zero-writes, most of them.
+    /// Writes, zero-writes and copies, most of them.
     pub average_write: u64,
-    /// Writes and zero-writes, one of a hundred.
+    /// Of the same, one of a hundred.
     pub p99_write: u64,
 }
 
@@ -87,6 +88,12 @@ impl BlockDevice for DelayDevice {
     fn bounce_copies(&self) -> u64 {
         self.inner.bounce_copies()
     }
+    fn identity(&self) -> DeviceIdentity {
+        self.inner.identity()
+    }
+    fn health(&self) -> Option<Health> {
+        self.inner.health()
+    }
 }
 
 struct DelayChannel {
@@ -100,8 +107,10 @@ impl DelayChannel {
     fn delay_of(&mut self, op: BlockOp) -> Duration {
         let settings = &self.settings;
         let (average, p99) = match op {
-            BlockOp::Read => (&settings.average_read, &settings.p99_read),
-            BlockOp::Write { .. } | BlockOp::WriteZeroes { .. } => {
+            BlockOp::Read | BlockOp::Verify | BlockOp::Compare => {
+                (&settings.average_read, &settings.p99_read)
+            }
+            BlockOp::Write { .. } | BlockOp::WriteZeroes { .. } | BlockOp::Copy { .. } => {
                 (&settings.average_write, &settings.p99_write)
             }
             BlockOp::Discard | BlockOp::Flush | BlockOp::Extent => return Duration::ZERO,

@@ -10,7 +10,8 @@ use base::{BufferPool, Instant, Prng, Progress};
 use crate::check::finish;
 use crate::shelf::{CAPACITY, Shelf};
 use crate::{
-    BlockDevice, BlockError, BlockIo, BlockOp, CoreShared, Geometry, IoChannel, IoCompletion, IoTag,
+    BlockDevice, BlockError, BlockIo, BlockOp, CoreShared, DeviceIdentity, Geometry, Health, IoChannel,
+    IoCompletion, IoTag,
 };
 
 /// Faults that a device has at most.
@@ -29,6 +30,12 @@ pub enum FaultOp {
     Discard,
     /// `BlockOp::Flush`.
     Flush,
+    /// `BlockOp::Verify`.
+    Verify,
+    /// `BlockOp::Compare`.
+    Compare,
+    /// `BlockOp::Copy`.
+    Copy,
     /// Every request.
     All,
 }
@@ -40,7 +47,7 @@ pub enum FaultKind {
     Failure(BlockError),
     /// The request hangs until [`FaultDevice::resume_pending`], then goes on to the inner device.
     Pending,
-    /// The byte `offset` bytes into the payload of a read or write is changed (exclusive or) by `value`.
+    /// The byte `offset` bytes into the payload of a read, write or comparison is changed (exclusive or) by `value`.
     Corrupt {
         /// Bytes from the start of the payload; a shorter payload stays whole.
         offset: usize,
@@ -74,15 +81,20 @@ impl Fault {
             BlockOp::WriteZeroes { .. } => FaultOp::WriteZeroes,
             BlockOp::Discard => FaultOp::Discard,
             BlockOp::Flush => FaultOp::Flush,
+            BlockOp::Verify => FaultOp::Verify,
+            BlockOp::Compare => FaultOp::Compare,
+            BlockOp::Copy { .. } => FaultOp::Copy,
             BlockOp::Extent => FaultOp::All,
         };
-        let has_payload = matches!(io.op, BlockOp::Read | BlockOp::Write { .. });
         let touches = self.blocks.as_ref().is_none_or(|blocks| {
-            io.op != BlockOp::Flush
-                && io.lba <= *blocks.end()
-                && io.lba.saturating_add(io.blocks) > *blocks.start()
+            let overlaps = |lba: u64| lba <= *blocks.end() && lba.saturating_add(io.blocks) > *blocks.start();
+            match io.op {
+                BlockOp::Flush => false,
+                BlockOp::Copy { from } => overlaps(from) || overlaps(io.lba),
+                _ => overlaps(io.lba),
+            }
         });
-        let possible = has_payload || !matches!(self.kind, FaultKind::Corrupt { .. });
+        let possible = io.op.has_payload() || !matches!(self.kind, FaultKind::Corrupt { .. });
         (self.op == FaultOp::All || self.op == op) && touches && possible
     }
 }
@@ -200,9 +212,15 @@ impl BlockDevice for FaultDevice {
     fn bounce_copies(&self) -> u64 {
         self.inner.bounce_copies()
     }
+    fn identity(&self) -> DeviceIdentity {
+        self.inner.identity()
+    }
+    fn health(&self) -> Option<Health> {
+        self.inner.health()
+    }
 }
 
-/// A request whose payload is changed when it completes: a read's for the worse, a write's back to what it was.
+/// A request whose payload is changed when it completes: a read's for the worse, any other's back to what it was.
 struct Corrupted {
     tag: IoTag,
     is_read: bool,
@@ -416,6 +434,30 @@ mod tests {
             "the submitter's buffer comes back as it was"
         );
         assert_eq!(bench.read(0, 512, 1)[..5], [2, 2, 2, 0x82, 2]);
+    }
+
+    #[test]
+    fn verifications_comparisons_and_copies_fail_too_and_a_copy_on_either_side() {
+        let device = device();
+        let mut bench = Bench::new(&device);
+        bench.fill(0, 512, 1, 1);
+        let kind = FaultKind::Corrupt { offset: 511, value: 1 };
+        assert!(device.inject(Fault { count: Some(1), ..fault(FaultOp::Compare, kind) }));
+        for expected in [Err(BlockError::Miscompare), Ok(IoValue::Done)] {
+            let mut data = bench.buffer(512);
+            data.fill(1);
+            let done = bench.one(BlockOp::Compare, 0, 1, Some(data));
+            assert_eq!(done.result, expected);
+            assert!(done.data.unwrap().iter().all(|&byte| byte == 1));
+        }
+        for op in [FaultOp::Verify, FaultOp::Copy] {
+            assert!(device.inject(Fault { blocks: Some(7..=7), count: Some(2), ..fault(op, BAD) }));
+        }
+        let mut failed = |op, lba| bench.one(op, lba, 2, None).result.is_err();
+        assert!(!failed(BlockOp::Verify, 5) && failed(BlockOp::Verify, 6) && failed(BlockOp::Verify, 7));
+        let copy = |from| BlockOp::Copy { from };
+        assert!(!failed(copy(0), 5) && !failed(copy(8), 5) && failed(copy(0), 6) && failed(copy(7), 0));
+        assert!(device.faults().is_empty());
     }
 
     #[test]

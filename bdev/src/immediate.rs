@@ -15,7 +15,7 @@ pub(crate) const QUEUE_DEPTH: usize = 1024;
 /// Bytes that one `poll` moves before it yields.
 const POLL_BYTES: u64 = 1 << 20;
 
-/// Discards and zeroing advance in steps that end at a multiple of this many bytes.
+/// Discards, zeroing and copying advance in steps that end at a multiple of this many bytes.
 const STEP_BYTES: u64 = 1 << 20;
 
 /// A device that answers without waiting. Ranges are checked before these are called.
@@ -28,6 +28,10 @@ pub(crate) trait Medium: Send + Sync {
     fn write(&self, lba: u64, data: &[u8]) -> Result<(), BlockError>;
     /// Zeros `blocks` from `lba` on; deallocates them where `deallocate`.
     fn zero(&self, lba: u64, blocks: u64, deallocate: bool) -> Result<(), BlockError>;
+    /// True when the medium holds `data` from `lba` on.
+    fn equals(&self, lba: u64, data: &[u8]) -> Result<bool, BlockError>;
+    /// The `blocks` from `from` on to `lba`; the two ranges do not overlap.
+    fn copy(&self, from: u64, lba: u64, blocks: u64) -> Result<(), BlockError>;
     /// The extent that begins at `lba`, `blocks` long at most.
     fn extent(&self, lba: u64, blocks: u64) -> Result<crate::Extent, BlockError>;
 }
@@ -62,33 +66,44 @@ impl<M: Medium> ImmediateChannel<M> {
             Verdict::Empty => return (0, Some(Ok(IoValue::Done))),
             Verdict::Refuse(error) => return (0, Some(Err(error))),
         }
-        let deallocate = match io.op {
-            BlockOp::Flush => return (0, Some(Ok(IoValue::Done))),
+        match io.op {
+            // What cannot fail has nothing to verify.
+            BlockOp::Flush | BlockOp::Verify => return (0, Some(Ok(IoValue::Done))),
             BlockOp::Extent => {
                 return (4096, Some(self.medium.extent(io.lba, io.blocks).map(IoValue::Extent)));
             }
-            BlockOp::Read | BlockOp::Write { .. } => {
+            BlockOp::Read | BlockOp::Write { .. } | BlockOp::Compare => {
                 let data = io.data.as_deref_mut().unwrap_or(&mut []);
                 let length = data.len() as u64;
                 let result = match io.op {
                     BlockOp::Read => self.medium.read(io.lba, data),
+                    BlockOp::Compare => match self.medium.equals(io.lba, data) {
+                        Ok(false) => Err(BlockError::Miscompare),
+                        result => result.map(|_| ()),
+                    },
                     _ => self.medium.write(io.lba, data),
                 };
                 return (length, Some(result.map(|()| IoValue::Done)));
             }
-            BlockOp::Discard => true,
-            BlockOp::WriteZeroes { may_deallocate, .. } => may_deallocate,
-        };
+            BlockOp::Discard | BlockOp::WriteZeroes { .. } | BlockOp::Copy { .. } => {}
+        }
         let per_step = (STEP_BYTES / u64::from(shape.block_size)).max(1);
         let lba = io.lba + self.progressed;
         let left = io.blocks - self.progressed;
         let blocks = left.min(per_step - lba % per_step);
-        if let Err(error) = self.medium.zero(lba, blocks, deallocate) {
+        let bytes = blocks * u64::from(shape.block_size);
+        // Zeroing costs less than a copy: nothing is read.
+        let (result, work) = match io.op {
+            BlockOp::Copy { from } => (self.medium.copy(from + self.progressed, lba, blocks), bytes),
+            BlockOp::WriteZeroes { may_deallocate, .. } => {
+                (self.medium.zero(lba, blocks, may_deallocate), bytes / 4)
+            }
+            _ => (self.medium.zero(lba, blocks, true), bytes / 4),
+        };
+        if let Err(error) = result {
             return (0, Some(Err(error)));
         }
         self.progressed += blocks;
-        // Zeroing costs less than a copy: nothing is read.
-        let work = blocks * u64::from(shape.block_size) / 4;
         (work, (blocks == left).then_some(Ok(IoValue::Done)))
     }
 }

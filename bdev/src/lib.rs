@@ -21,8 +21,8 @@ mod shelf;
 mod uring;
 
 pub use block_device::{
-    BlockDevice, BlockError, BlockIo, BlockOp, Extent, ExtentState, Geometry, IoChannel, IoCompletion, IoTag,
-    IoValue, Provisioning,
+    AtomicWrites, BlockDevice, BlockError, BlockIo, BlockOp, Capabilities, CriticalWarnings, DeviceIdentity,
+    DeviceText, Extent, ExtentState, Geometry, Health, IoChannel, IoCompletion, IoTag, IoValue, Provisioning,
 };
 pub use core_shared::CoreShared;
 pub use delay::{DelayDevice, Latencies};

@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::immediate::{ImmediateChannel, Medium};
-use crate::{BlockDevice, BlockError, CoreShared, Extent, ExtentState, Geometry, IoChannel, Provisioning};
+use crate::{
+    AtomicWrites, BlockDevice, BlockError, Capabilities, CoreShared, Extent, ExtentState, Geometry,
+    IoChannel, Provisioning,
+};
 
 /// The shape of a [`NullDisk`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +79,8 @@ impl Medium for Void {
                 discard_blocks_max: 0,
             },
             buffer_alignment: 1,
+            capabilities: Capabilities { verify: true, compare: true, copy_blocks_max: u64::MAX },
+            atomic: AtomicWrites::default(),
         }
     }
     fn read(&self, _lba: u64, data: &mut [u8]) -> Result<(), BlockError> {
@@ -86,6 +91,12 @@ impl Medium for Void {
         Ok(())
     }
     fn zero(&self, _lba: u64, _blocks: u64, _deallocate: bool) -> Result<(), BlockError> {
+        Ok(())
+    }
+    fn equals(&self, _lba: u64, data: &[u8]) -> Result<bool, BlockError> {
+        Ok(data.iter().all(|&byte| byte == 0))
+    }
+    fn copy(&self, _from: u64, _lba: u64, _blocks: u64) -> Result<(), BlockError> {
         Ok(())
     }
     fn extent(&self, _lba: u64, blocks: u64) -> Result<Extent, BlockError> {

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use crate::immediate::{ImmediateChannel, Medium};
 use crate::ram_memory::RamMemory;
-use crate::{BlockDevice, BlockError, CoreShared, Extent, ExtentState, Geometry, IoChannel, Provisioning};
+use crate::{
+    AtomicWrites, BlockDevice, BlockError, Capabilities, CoreShared, Extent, ExtentState, Geometry,
+    IoChannel, Provisioning,
+};
 
 /// The smallest granule of allocation, in bytes; larger when the block is larger.
 const GRANULE: u32 = 4096;
@@ -116,6 +119,12 @@ impl RamDisk {
                 discard_blocks_max: 0,
             },
             buffer_alignment: 1,
+            capabilities: Capabilities { verify: true, compare: true, copy_blocks_max: u64::MAX },
+            atomic: AtomicWrites {
+                blocks_max: granule as u32 / size,
+                boundary_blocks: granule as u32 / size,
+                granularity_blocks: 1,
+            },
         };
         Ok(RamDisk { store: Arc::new(Store { memory: memory.map_err(RamError::Memory)?, shape }) })
     }
@@ -153,6 +162,13 @@ impl Medium for Store {
         }
         self.memory.write_zeros(offset, length).map_err(|_| BlockError::OutOfSpace)
     }
+    fn equals(&self, lba: u64, data: &[u8]) -> Result<bool, BlockError> {
+        Ok(self.memory.equals(self.offset(lba), data))
+    }
+    fn copy(&self, from: u64, lba: u64, blocks: u64) -> Result<(), BlockError> {
+        let (from, to, length) = (self.offset(from), self.offset(lba), self.offset(blocks));
+        self.memory.copy(from, to, length).map_err(|_| BlockError::OutOfSpace)
+    }
     fn extent(&self, lba: u64, blocks: u64) -> Result<Extent, BlockError> {
         let (mapped, bytes) = self.memory.extent(self.offset(lba), self.offset(blocks));
         let state = if mapped { ExtentState::Mapped } else { ExtentState::Deallocated };
@@ -188,6 +204,15 @@ mod tests {
         #[test]
         fn a_ram_disk_conforms(seed: u64, shift in 9u32..=16, blocks in 300u64..3000) {
             conformance::run(&disk(1 << shift, blocks), seed, 400, Traits::default());
+        }
+    }
+
+    #[test]
+    fn writes_inside_a_granule_are_atomic() {
+        for (block_size, expected) in [(512, 8), (4096, 1), (65536, 1)] {
+            let disk = disk(block_size, 512);
+            assert_eq!(disk.geometry().atomic.blocks_max, expected);
+            conformance::atomic_writes_are_whole(&disk, 3000);
         }
     }
 

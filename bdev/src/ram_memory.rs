@@ -193,6 +193,48 @@ impl RamMemory {
         }
     }
 
+    /// True when the memory holds `data`.
+    pub(crate) fn equals(&self, mut offset: usize, mut data: &[u8]) -> bool {
+        while !data.is_empty() {
+            let piece = self.piece(offset, data.len());
+            let (wanted, rest) = data.split_at(piece.length);
+            let (lock, word, bit) = self.region(piece.granule);
+            let guard = lock.shared();
+            let same = if word.load(Ordering::Relaxed) & bit == 0 {
+                wanted.iter().all(|&byte| byte == 0)
+            } else {
+                // SAFETY: `piece` is inside the mapping and inside one granule, whose region's lock is held shared:
+                // nobody writes these bytes while this reference to them lives.
+                let held =
+                    unsafe { std::slice::from_raw_parts(self.base.add(piece.offset).as_ptr(), piece.length) };
+                held == wanted
+            };
+            drop(guard);
+            if !same {
+                return false;
+            }
+            data = rest;
+            offset += piece.length;
+        }
+        true
+    }
+
+    /// Copies inside the memory, allocating; the ranges do not overlap. By way of the stack, since nobody may hold
+    /// two locks.
+    pub(crate) fn copy(&self, mut from: usize, mut to: usize, mut length: usize) -> Result<(), Full> {
+        let mut bytes = [0; 4096];
+        while length > 0 {
+            let count = length.min(bytes.len());
+            let part = bytes.get_mut(..count).unwrap_or_default();
+            self.read(from, part);
+            self.write(to, part)?;
+            from += count;
+            to += count;
+            length -= count;
+        }
+        Ok(())
+    }
+
     /// Copies in, allocating.
     pub(crate) fn write(&self, mut offset: usize, mut data: &[u8]) -> Result<(), Full> {
         while !data.is_empty() {

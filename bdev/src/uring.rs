@@ -21,7 +21,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 
-use crate::{BlockDevice, BlockError, CoreShared, Geometry, IoChannel, Provisioning};
+use crate::{
+    AtomicWrites, BlockDevice, BlockError, Capabilities, CoreShared, Geometry, IoChannel, Provisioning,
+};
 pub use error::{FileError, FileProblem};
 
 /// What carries a file's requests to the kernel.
@@ -196,6 +198,8 @@ impl FileDevice {
                 discard_blocks_max: 0,
             },
             buffer_alignment: memory_alignment,
+            capabilities: Capabilities::default(),
+            atomic: AtomicWrites::default(),
         };
         let file = Arc::new(file);
         let extents = if is_block_device {

@@ -325,7 +325,9 @@ impl UnitTraffic {
             BlockOp::WriteZeroes { .. } | BlockOp::Discard => {
                 (&mut self.unmaps, &mut self.bytes_unmapped, &mut self.unmap_latency_ns)
             }
-            BlockOp::Flush | BlockOp::Extent => return,
+            BlockOp::Flush | BlockOp::Extent | BlockOp::Verify | BlockOp::Compare | BlockOp::Copy { .. } => {
+                return;
+            }
         };
         *operations = operations.saturating_add(1);
         *bytes = bytes.saturating_add(begun.bytes);
@@ -372,6 +374,8 @@ mod tests {
                 rotational: false,
                 provisioning: Provisioning::default(),
                 buffer_alignment: 1,
+                capabilities: bdev::Capabilities::default(),
+                atomic: bdev::AtomicWrites::default(),
             }
         }
         fn product_name(&self) -> &'static str {

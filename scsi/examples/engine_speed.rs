@@ -27,6 +27,8 @@ impl BlockDevice for Nothing {
             rotational: false,
             provisioning: Provisioning::default(),
             buffer_alignment: 1,
+            capabilities: bdev::Capabilities::default(),
+            atomic: bdev::AtomicWrites::default(),
         }
     }
     fn product_name(&self) -> &'static str {

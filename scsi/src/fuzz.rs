@@ -42,6 +42,8 @@ impl World {
                 discard_blocks_max: 0,
             },
             buffer_alignment: 1,
+            capabilities: bdev::Capabilities::default(),
+            atomic: bdev::AtomicWrites::default(),
         };
         let identity = UnitIdentity {
             vendor: "POLLUX".into(),

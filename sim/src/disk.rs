@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use base::{CoreId, Instant, Prng, Progress};
 use bdev::{
-    BlockDevice, BlockError, BlockIo, BlockOp, CoreShared, Extent, ExtentState, Geometry, IoChannel,
-    IoCompletion, IoTag, IoValue, Provisioning,
+    AtomicWrites, BlockDevice, BlockError, BlockIo, BlockOp, Capabilities, CoreShared, Extent, ExtentState,
+    Geometry, IoChannel, IoCompletion, IoTag, IoValue, Provisioning,
 };
 
 use crate::BLOCK;
@@ -47,6 +47,8 @@ struct Request {
     complete_at: Instant,
     applied: bool,
     fails: bool,
+    /// A comparison found a difference.
+    differs: bool,
     stuck: bool,
     /// The stamp of its first block, for writes.
     first_stamp: Option<u64>,
@@ -244,7 +246,18 @@ fn apply(state: &mut State, index: usize) {
             // Everything acknowledged before the flush began is in `volatile` as a newer version; it is stable now.
             state.volatile.clear();
         }
-        BlockOp::Extent => {}
+        BlockOp::Copy { from } => {
+            for i in 0..blocks {
+                let content = state.blocks[(from + i) as usize];
+                store(state, lba + i, content, true, false);
+            }
+        }
+        BlockOp::Compare => {
+            let range = lba as usize..(lba + blocks) as usize;
+            let same = data.chunks_exact(BLOCK).eq(state.blocks[range].iter().map(|block| &block[..]));
+            state.requests[index].differs = !same;
+        }
+        BlockOp::Extent | BlockOp::Verify => {}
     }
 }
 
@@ -277,6 +290,13 @@ impl BlockDevice for SimDisk {
                 discard_blocks_max: 0,
             },
             buffer_alignment: 1,
+            capabilities: Capabilities { verify: true, compare: true, copy_blocks_max: 64 },
+            atomic: AtomicWrites {
+                // What a power cut leaves of a cached write is decided block by block.
+                blocks_max: if state.weather.write_cache { 1 } else { 32 },
+                boundary_blocks: 0,
+                granularity_blocks: 1,
+            },
         }
     }
 
@@ -302,10 +322,15 @@ impl IoChannel for Channel {
             return Err(io);
         }
         let length = io.data.as_ref().map_or(0, |data| data.len() as u64);
-        let carries = matches!(io.op, BlockOp::Read | BlockOp::Write { .. });
         let ranged = !matches!(io.op, BlockOp::Flush);
-        let fits = io.lba.checked_add(io.blocks).is_some_and(|end| end <= state.blocks.len() as u64);
-        if (ranged && !fits) || (carries && length != io.blocks * BLOCK as u64) {
+        let end = state.blocks.len() as u64;
+        let inside = |lba: u64| lba.checked_add(io.blocks).is_some_and(|after| after <= end);
+        let fits = inside(io.lba)
+            && match io.op {
+                BlockOp::Copy { from } => inside(from) && from.abs_diff(io.lba) >= io.blocks,
+                _ => true,
+            };
+        if (ranged && !fits) || (io.op.has_payload() && length != io.blocks * BLOCK as u64) {
             self.early.push(IoCompletion { tag: io.tag, result: Err(BlockError::OutOfRange), data: io.data });
             return Ok(());
         }
@@ -314,13 +339,14 @@ impl IoChannel for Channel {
         let stuck = state.prng.below(1000) < state.weather.stuck_per_mille;
         let far = if stuck { Duration::from_secs(86_400) } else { Duration::ZERO };
         let data = match (&io.data, io.op) {
-            (Some(data), BlockOp::Write { .. }) => data.to_vec(),
+            (Some(data), BlockOp::Write { .. } | BlockOp::Compare) => data.to_vec(),
             _ => Vec::new(),
         };
-        state.started.extend(data.chunks_exact(BLOCK).map(stamp_of));
+        let written: &[u8] = if io.op == BlockOp::Compare { &[] } else { &data };
+        state.started.extend(written.chunks_exact(BLOCK).map(stamp_of));
         let fails =
             state.prng.below(1000) < state.weather.errors_per_mille && !matches!(io.op, BlockOp::Flush);
-        let first_stamp = data.chunks_exact(BLOCK).next().map(stamp_of);
+        let first_stamp = written.chunks_exact(BLOCK).next().map(stamp_of);
         if let Some(newer) = first_stamp {
             let met = state.requests.iter().filter_map(|older| Some((newer, older.first_stamp?)));
             state.met.extend(met);
@@ -332,6 +358,7 @@ impl IoChannel for Channel {
             complete_at: state.now + Duration::from_nanos(latency) + far,
             applied: false,
             fails,
+            differs: false,
             stuck,
             first_stamp,
         });
@@ -379,6 +406,8 @@ impl IoChannel for Channel {
                 let (_, mut data) = self.buffers.swap_remove(at);
                 let result = if request.fails {
                     Err(BlockError::Medium { lba: Some(request.io.lba) })
+                } else if request.differs {
+                    Err(BlockError::Miscompare)
                 } else if request.io.op == BlockOp::Extent {
                     Ok(IoValue::Extent(extent(state, request.io.lba, request.io.blocks)))
                 } else {

@@ -68,6 +68,8 @@ impl DeviceFactory for Factory {
             rotational: false,
             provisioning: Provisioning::default(),
             buffer_alignment: 1,
+            capabilities: bdev::Capabilities::default(),
+            atomic: bdev::AtomicWrites::default(),
         };
         let disk = Arc::new(Disk(Mutex::new(geometry)));
         Ok(Device { device: disk.clone(), controls: disk })

@@ -121,7 +121,9 @@ impl<E: Engine> FileChannel<E> {
             }
             BlockOp::WriteZeroes { .. } => Stage::Zeros,
             BlockOp::Extent if self.shared.extents.is_some() => Stage::Extent,
-            BlockOp::Extent => return Err(Err(BlockError::Unsupported)),
+            BlockOp::Extent | BlockOp::Verify | BlockOp::Compare | BlockOp::Copy { .. } => {
+                return Err(Err(BlockError::Unsupported));
+            }
         })
     }
 

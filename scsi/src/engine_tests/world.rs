@@ -39,6 +39,8 @@ pub(super) fn geometry() -> Geometry {
             discard_blocks_max: 0,
         },
         buffer_alignment: 1,
+        capabilities: bdev::Capabilities::default(),
+        atomic: bdev::AtomicWrites::default(),
     }
 }
 
@@ -119,6 +121,8 @@ pub(super) struct World {
     pub(super) fail_next: Option<BlockError>,
     pub(super) writes_seen: Vec<(u64, u64)>,
     pub(super) flushes: usize,
+    pub(super) verifies: usize,
+    pub(super) compares: usize,
     /// Where commands and functions go.
     pub(super) lun: Lun,
     /// The core that cannot open channels.
@@ -186,6 +190,8 @@ impl World {
             fail_next: None,
             writes_seen: Vec::new(),
             flushes: 0,
+            verifies: 0,
+            compares: 0,
             lun: Lun::ZERO,
             open_fails_at: None,
             closes: Vec::new(),
@@ -448,7 +454,17 @@ impl World {
         let (unit, mut io) = self.cores[core].device.swap_remove(at);
         let range = io.lba as usize * BLOCK..(io.lba + io.blocks) as usize * BLOCK;
         let mut value = IoValue::Done;
+        let mut differs = false;
         match io.op {
+            BlockOp::Verify => self.verifies += 1,
+            BlockOp::Compare => {
+                self.compares += 1;
+                differs = io.data.as_deref().expect("a buffer") != &self.medium[range];
+            }
+            BlockOp::Copy { from } => {
+                let from = from as usize * BLOCK;
+                self.medium.copy_within(from..from + range.len(), range.start);
+            }
             BlockOp::Read => io.data.as_mut().expect("a buffer").copy_from_slice(&self.medium[range]),
             BlockOp::Write { .. } => {
                 self.medium[range].copy_from_slice(io.data.as_ref().expect("a buffer"));
@@ -462,6 +478,7 @@ impl World {
         }
         let result = match self.fail_next.take() {
             Some(error) => Err(error),
+            None if differs => Err(BlockError::Miscompare),
             None => Ok(value),
         };
         let completion = IoCompletion { tag: io.tag, result, data: io.data };

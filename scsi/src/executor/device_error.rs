@@ -30,11 +30,17 @@ pub(crate) fn sense(error: BlockError, access: Access, lba: u64) -> Sense {
         BlockError::Unsupported => (SenseKey::IllegalRequest, (0x20, 0x00), None),
         // MEDIUM NOT PRESENT.
         BlockError::Gone => (SenseKey::NotReady, (0x3A, 0x00), None),
+        // LOGICAL UNIT IS IN PROCESS OF BECOMING READY.
+        BlockError::NotReady => (SenseKey::NotReady, (0x04, 0x01), None),
         // COMMAND TIMEOUT DURING PROCESSING.
         BlockError::Cancelled | BlockError::Timeout => (SenseKey::AbortedCommand, (0x2E, 0x02), None),
         BlockError::FlushFailed => (SenseKey::MediumError, (0x0C, 0x00), None),
+        // MISCOMPARE DURING VERIFY OPERATION.
+        BlockError::Miscompare => (SenseKey::Miscompare, (0x1D, 0x00), None),
+        // LOGICAL BLOCK GUARD CHECK FAILED.
+        BlockError::Protection { lba: bad } => (SenseKey::AbortedCommand, (0x10, 0x01), bad.or(Some(lba))),
         // INTERNAL TARGET FAILURE.
-        BlockError::System(_) => (SenseKey::HardwareError, (0x44, 0x00), None),
+        BlockError::Internal | BlockError::System(_) => (SenseKey::HardwareError, (0x44, 0x00), None),
     };
     Sense { information, ..Sense::new(key, asc, ascq) }
 }
