@@ -69,6 +69,14 @@ impl Client {
         Ok(Client { stream, framer: Framer::new(limits) })
     }
 
+    /// Waits for answers this long instead of two minutes.
+    ///
+    /// # Errors
+    /// [`ClientError::Broken`] when the time is zero.
+    pub fn set_timeout(&mut self, timeout: Duration) -> Result<(), ClientError> {
+        self.stream.set_read_timeout(Some(timeout)).map_err(|error| ClientError::Broken(error.to_string()))
+    }
+
     /// Calls `method` and waits for its result.
     ///
     /// # Errors

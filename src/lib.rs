@@ -8,4 +8,5 @@ pub mod control;
 mod core_link;
 pub mod daemon;
 mod devices;
+pub mod doctor;
 pub mod limits;

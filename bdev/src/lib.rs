@@ -29,4 +29,4 @@ pub use delay::{DelayDevice, Latencies};
 pub use fault::{Fault, FaultDevice, FaultKind, FaultOp};
 pub use null::{NullDisk, NullOptions};
 pub use ram::{RamDisk, RamError, RamOptions};
-pub use uring::{Carrier, FileDevice, FileError, FileOptions, FileProblem};
+pub use uring::{Carrier, FileDevice, FileError, FileOptions, FileProblem, probe_io_uring};

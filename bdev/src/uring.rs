@@ -72,6 +72,14 @@ impl FileOptions {
     }
 }
 
+/// Tries whether the kernel lets this process use io_uring for all that a file needs.
+///
+/// # Errors
+/// What the kernel said: where this fails, [`Carrier::Any`] takes threads.
+pub fn probe_io_uring() -> std::io::Result<()> {
+    ring::supported().map_err(std::io::Error::from_raw_os_error)
+}
+
 /// What all channels of a device share.
 struct Shared {
     file: Arc<File>,

@@ -3,12 +3,15 @@
 #![forbid(unsafe_code)]
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use pollux::client::{Client, ClientError};
 use pollux::daemon::default_socket;
+use pollux::doctor;
+use pollux::limits::{BUFFER_MIB_DEFAULT, BUFFER_MIB_MIN};
+use reactor::CoreMask;
 use serde_json::{Map, Value};
 
 /// Looks at a running polluxd, and calls its methods.
@@ -42,6 +45,9 @@ enum Command {
         /// Describe this one
         method: Option<String>,
     },
+    /// Looks at the machine: what is in polluxd's way, and the command that removes it. Exit status 0: nothing;
+    /// 1: warnings; 2: failures
+    Doctor(DoctorArguments),
     /// Calls a method
     Rpc {
         /// The method
@@ -51,8 +57,63 @@ enum Command {
     },
 }
 
+#[derive(clap::Args)]
+struct DoctorArguments {
+    /// CPUs of the reactors, as polluxd's -m: 0x3, [0,2-3] or 0,1
+    #[arg(short = 'm', long, visible_alias = "cpumask", value_name = "MASK", allow_hyphen_values = true)]
+    cores: Option<String>,
+    /// Buffer memory of each reactor in MiB, as polluxd's
+    #[arg(long, value_name = "MIB", default_value_t = BUFFER_MIB_DEFAULT,
+          value_parser = clap::value_parser!(u64).range(BUFFER_MIB_MIN..=1 << 20))]
+    memory: u64,
+    /// What a dedicated node needs (VFIO, IOMMU, hugepages, isolated cores) must be there
+    #[arg(long)]
+    dedicated: bool,
+    /// TCP port of the iSCSI portal
+    #[arg(long, default_value_t = 3260)]
+    port: u16,
+    /// Only this check; may be given several times
+    #[arg(long, value_name = "CHECK")]
+    only: Vec<String>,
+    /// Look below this folder instead of /
+    #[arg(long, value_name = "PATH", default_value = "/")]
+    root: PathBuf,
+}
+
+/// Looks, prints, and says by its exit status how the machine is.
+fn examine(arguments: &Arguments, doctor: &DoctorArguments) -> Result<ExitCode, String> {
+    let cpus = match &doctor.cores {
+        None => Vec::new(),
+        Some(text) => CoreMask::parse(text).map_err(|error| format!("--cores: {error}"))?.cpus().to_vec(),
+    };
+    let root =
+        doctor.root.canonicalize().map_err(|error| format!("--root {}: {error}", doctor.root.display()))?;
+    // A socket that is not named is looked for below the root, as everything else.
+    let below = || root.join(default_socket().strip_prefix("/").map(Path::to_owned).unwrap_or_default());
+    let options = doctor::Options {
+        cpus,
+        memory_mib: doctor.memory,
+        dedicated: doctor.dedicated,
+        port: doctor.port,
+        only: doctor.only.clone(),
+        socket: arguments.rpc_socket.clone().unwrap_or_else(below),
+        root,
+    };
+    let report = doctor::examine(&options).map_err(|error| format!("--only: {error}"))?;
+    let text = if arguments.json { format!("{:#}", report.json()) } else { report.text() };
+    let _ = writeln!(std::io::stdout(), "{text}");
+    Ok(ExitCode::from(report.exit_status()))
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Command::Doctor(doctor) = &arguments.command {
+        return examine(&arguments, doctor).unwrap_or_else(|error| {
+            eprintln!("pollux: {error}");
+            // As a failure: nothing is known to be well.
+            ExitCode::from(2)
+        });
+    }
     match run(&arguments) {
         Ok(text) => {
             // A reader that has gone (head, less) is no error.
@@ -100,6 +161,7 @@ fn run(arguments: &Arguments) -> Result<String, String> {
             }
             (methods, if method.is_some() { method_text } else { methods_text })
         }
+        Command::Doctor(_) => return Err("doctor needs no daemon".to_owned()),
         Command::Rpc { method, parameters } => {
             let params = read_parameters(parameters)?;
             return Ok(format!("{:#}", call(method, params)?));

@@ -250,6 +250,53 @@ def the_tool_speaks_to_people_and_to_scripts(target):
     assert nobody.returncode != 0 and "nobody.sock" in nobody.stderr, nobody
 
 
+def doctor(target, *arguments, status):
+    """The doctor's report of this machine as JSON; its exit status must say the same as the report."""
+    done = tool(target, "doctor", "--json", *arguments)
+    report = json.loads(done.stdout)
+    assert done.returncode == {"ok": 0, "warn": 1, "fail": 2}[report["status"]], (done.returncode, report["status"])
+    assert report["status"] in status, report
+    return report
+
+
+@test
+def the_doctor_sees_the_daemon_and_its_port(target):
+    port = ("--port", str(target.port))
+    report = doctor(target, "--only", "rpc", status=("ok",))
+    assert report["format"] == 1 and set(report) == {"format", "status", "summary", "findings"}, report
+    finding = report["findings"][0]
+    assert set(finding) == {"check", "subject", "status", "found", "why", "fix"}, finding
+    assert f"process {target.process.pid}" in finding["found"], finding
+    assert "free" in doctor(target, "--only", "port", *port, status=("ok",))["findings"][0]["found"]
+    target.rpc("iscsi_create_portal_group", tag=1, portals=[{"host": "127.0.0.1", "port": str(target.port)}])
+    assert f"polluxd {target.process.pid} listens" in doctor(target, "--only", "port", *port, status=("ok",))["findings"][0]["found"]
+    target.rpc("iscsi_delete_portal_group", tag=1)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", target.port))
+        other.listen()
+        taken = doctor(target, "--only", "port", *port, status=("fail",))["findings"][0]
+        assert f"process {os.getpid()}" in taken["found"] and f"kill {os.getpid()}" in taken["fix"], taken
+
+
+@test
+def the_doctor_examines_a_whole_machine(target):
+    report = doctor(target, status=("ok", "warn", "fail"))
+    checks = [finding["check"] for finding in report["findings"]]
+    for wanted in ("kernel", "cpu", "hugepages", "memlock", "files", "io_uring", "iommu", "vfio", "nvme", "port", "rpc", "systemd"):
+        assert wanted in checks, checks
+    for finding in report["findings"]:
+        assert finding["found"] and finding["why"], finding
+    shown = tool(target, "doctor").stdout
+    assert shown.count("\nfail ") + shown.startswith("fail ") == report["summary"]["fail"], shown
+    # A folder with nothing of a machine in it cannot be well.
+    empty = target.folder / "empty"
+    empty.mkdir()
+    done = tool(target, "doctor", "--root", str(empty), "--dedicated")
+    assert done.returncode == 2 and "/proc is not there" in done.stdout and "no IOMMU" in done.stdout, done
+    done = tool(target, "doctor", "--only", "colour")
+    assert done.returncode == 2 and "hugepages" in done.stderr, done
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--polluxd", default=str(ROOT / "target/release/polluxd"))
