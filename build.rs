@@ -20,6 +20,18 @@ fn main() {
     let features = if features.is_empty() { "none".to_owned() } else { features.join(",") };
     println!("cargo:rustc-env=POLLUX_COMMIT={commit}");
     println!("cargo:rustc-env=POLLUX_FEATURES={features}");
-    println!("cargo:rerun-if-changed=.git/HEAD");
+    // The reflog changes with every commit and checkout; HEAD itself names a branch and stays. git knows where they are
+    // when this is a worktree. A path that does not exist would make cargo run this, and link again, every time.
+    for file in ["logs/HEAD", "HEAD"] {
+        let path = Command::new("git").args(["rev-parse", "--git-path", file]).output();
+        let path = path.map_or_else(
+            |_| String::new(),
+            |output| String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+        );
+        if !path.is_empty() && std::path::Path::new(&path).exists() {
+            println!("cargo:rerun-if-changed={path}");
+            break;
+        }
+    }
     println!("cargo:rerun-if-changed=build.rs");
 }
