@@ -752,7 +752,7 @@ mod tests {
     }
 
     fn config(generation: u64, portal: &str) -> CoreRequest {
-        let portals = vec![iscsi::Portal { address: portal.parse().unwrap() }];
+        let portals = vec![iscsi::Portal { address: portal.parse().unwrap(), advertised: None }];
         let portal_groups = vec![iscsi::PortalGroup { tag: 1, portals, private: false }];
         CoreRequest::IscsiConfig(Arc::new(iscsi::Config {
             generation,

@@ -308,7 +308,7 @@ fn iscsi_config(prng: &mut Prng) -> Arc<iscsi::Config> {
         options,
         portal_groups: vec![iscsi::PortalGroup {
             tag: 1,
-            portals: vec![iscsi::Portal { address: ([10, 0, 0, 1], 3260).into() }],
+            portals: vec![iscsi::Portal { address: ([10, 0, 0, 1], 3260).into(), advertised: None }],
             private: false,
         }],
         initiator_groups: vec![iscsi::InitiatorGroup {

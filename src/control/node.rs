@@ -31,11 +31,22 @@ pub struct Bdev {
     pub unit: Option<(LogicalUnitId, CoreId)>,
 }
 
+/// A portal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Portal {
+    /// Host as it was written.
+    pub host: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What discovery tells instead of `address`, with its host as it was written.
+    pub advertised: Option<(String, SocketAddr)>,
+}
+
 /// A portal group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortalGroup {
-    /// Host as it was written, and address.
-    pub portals: Vec<(String, SocketAddr)>,
+    /// Its portals.
+    pub portals: Vec<Portal>,
     /// Discovery only.
     pub private: bool,
     /// It listens.
@@ -214,7 +225,10 @@ impl Node {
                     portals: group
                         .portals
                         .iter()
-                        .map(|(_, address)| iscsi::Portal { address: *address })
+                        .map(|portal| iscsi::Portal {
+                            address: portal.address,
+                            advertised: portal.advertised.as_ref().map(|(_, address)| *address),
+                        })
                         .collect(),
                     private: group.private,
                 })

@@ -311,6 +311,10 @@ async fn a_saved_configuration_gives_the_same_node() {
     bench.ok("bdev_null_resize", json!({"name": "B", "new_size": 1})).await;
     bench.ok("iscsi_set_options", json!({"nop_in_interval": 7, "node_base": "iqn.2024-01.org.y"})).await;
     bench.ok("iscsi_set_discovery_auth", json!({"require_chap": true, "chap_group": 3})).await;
+    let portal = json!({"host": "127.0.0.1", "port": "3261", "advertised_host": "192.0.2.1", "advertised_port": "8000"});
+    bench.ok("iscsi_create_portal_group", json!({"tag": 7, "portals": [portal]})).await;
+    let groups = bench.ok("iscsi_get_portal_groups", json!({})).await;
+    assert_eq!(groups[1]["portals"], json!([portal]));
     let save = |control: &Control| {
         json!({"subsystems": [
             {"subsystem": "bdev", "config": control.saved("bdev", true)},
@@ -324,8 +328,8 @@ async fn a_saved_configuration_gives_the_same_node() {
     assert_eq!(save(&other.control), saved);
     // Portals come up while loading, initiators are admitted only at the end.
     let log = other.cores.taken();
-    assert!(log.contains(&"0: config targets=0 portals=1 ready=false".to_owned()));
-    assert_eq!(log.last().unwrap(), "1: config targets=1 portals=1 ready=true");
+    assert!(log.contains(&"0: config targets=0 portals=2 ready=false".to_owned()));
+    assert_eq!(log.last().unwrap(), "1: config targets=1 portals=2 ready=true");
     assert_eq!(log.iter().filter(|line| line.contains("ready=true")).count(), 2);
 }
 
@@ -462,6 +466,24 @@ async fn refusals_have_spdks_codes_and_name_the_parameter() {
             json!({"tag": 9, "portals": [{"host": "127.0.0.1", "port": 3260}]}),
             -17,
             "portal group 1",
+        ),
+        (
+            "iscsi_create_portal_group",
+            json!({"tag": 9, "portals": [{"host": "127.0.0.2", "advertised_host": "example.com"}]}),
+            -32602,
+            "numeric address",
+        ),
+        (
+            "iscsi_create_portal_group",
+            json!({"tag": 9, "portals": [{"host": "127.0.0.2", "advertised_host": "0.0.0.0"}]}),
+            -32602,
+            "nobody can connect",
+        ),
+        (
+            "iscsi_create_portal_group",
+            json!({"tag": 9, "portals": [{"host": "127.0.0.2", "advertised_port": 3260}]}),
+            -32602,
+            "without advertised_host",
         ),
         (
             "iscsi_create_portal_group",

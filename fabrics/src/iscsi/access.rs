@@ -272,7 +272,7 @@ mod tests {
 
     #[test]
     fn the_portal_group_of_a_local_address() {
-        let portal = |text: &str| Portal { address: text.parse().expect("address") };
+        let portal = |text: &str| Portal { address: text.parse().expect("address"), advertised: None };
         let config = Config {
             portal_groups: vec![
                 PortalGroup { tag: 1, portals: vec![portal("0.0.0.0:3260")], private: false },

@@ -85,6 +85,9 @@ impl Default for Options {
 pub struct Portal {
     /// Address and port; an unspecified address listens on all.
     pub address: SocketAddr,
+    /// What SendTargets tells instead of `address`: where initiators reach it when an address translator or a
+    /// forwarded port stands between.
+    pub advertised: Option<SocketAddr>,
 }
 
 /// A portal group (RFC 7143 §4.1).

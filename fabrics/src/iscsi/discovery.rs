@@ -127,12 +127,13 @@ impl TargetListing {
         addresses
     }
 
-    /// The portals' addresses. One that listens on all is told as the address the initiator reached us by, if that is of
-    /// its family.
+    /// The portals' addresses: the advertised one where there is one. A portal that listens on all is told as the address
+    /// the initiator reached us by, if that is of its family.
     fn portals(&self, group: &PortalGroup) -> impl Iterator<Item = SocketAddr> {
         let local = self.local;
         group.portals.iter().filter_map(move |portal| {
-            let (ip, port) = (portal.address.ip(), portal.address.port());
+            let told = portal.advertised.unwrap_or(portal.address);
+            let (ip, port) = (told.ip(), told.port());
             let ip = match ip {
                 IpAddr::V4(ip) if ip.is_unspecified() && !local.is_ipv4() => return None,
                 ip if ip.is_unspecified() => local,
@@ -510,7 +511,7 @@ mod tests {
             target("iqn.2001-04.com.example:d", &[(2, 1)]),
             target("iqn.2001-04.com.example:e", &[(1, 1), (2, 1)]),
         ];
-        let portal = |text: &str| Portal { address: text.parse().expect("address") };
+        let portal = |text: &str| Portal { address: text.parse().expect("address"), advertised: None };
         config.portal_groups.push(PortalGroup {
             tag: 2,
             portals: vec![portal("[fd00::1]:3261"), portal("[::]:3262"), portal("10.9.9.9:3260")],
@@ -548,13 +549,35 @@ mod tests {
         }
     }
 
+    /// Behind an address translator: what is told is not what we listen on.
+    #[test]
+    fn advertised_addresses_are_told_instead() {
+        let mut config = config();
+        let portal = |text: &str, told: &str| Portal {
+            address: text.parse().expect("address"),
+            advertised: Some(told.parse().expect("address")),
+        };
+        config.portal_groups[0].portals =
+            vec![portal("10.0.0.1:3260", "192.0.2.7:8000"), portal("0.0.0.0:3261", "[2001:db8::7]:3260")];
+        config.targets = vec![target("iqn.2001-04.com.example:a", &[(1, 1)])];
+        let answer =
+            ask(&mut machine(SessionType::Discovery, None), &Arc::new(config), 8192, "SendTargets=All\0");
+        let told = "TargetName=iqn.2001-04.com.example:a TargetAddress=192.0.2.7:8000,1 \
+                    TargetAddress=[2001:db8::7]:3260,1 ";
+        assert_eq!(answer, Ok((told.into(), 1)));
+    }
+
     /// A portal group for discovery only shows the targets, never itself.
     #[test]
     fn private_groups_point_elsewhere() {
         let mut config = config();
         config.portal_groups[0].private = true;
         let address = "10.0.0.1:3270".parse().expect("address");
-        config.portal_groups.push(PortalGroup { tag: 2, portals: vec![Portal { address }], private: false });
+        config.portal_groups.push(PortalGroup {
+            tag: 2,
+            portals: vec![Portal { address, advertised: None }],
+            private: false,
+        });
         config.targets = vec![target("iqn.2001-04.com.example:a", &[(1, 1), (2, 1)])];
         let answer =
             ask(&mut machine(SessionType::Discovery, None), &Arc::new(config), 8192, "SendTargets=All\0");

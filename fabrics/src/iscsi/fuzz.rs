@@ -45,7 +45,7 @@ fn config() -> Config {
         generation: 1,
         portal_groups: vec![PortalGroup {
             tag: 1,
-            portals: vec![Portal { address: SocketAddr::from(([0, 0, 0, 0], 3260)) }],
+            portals: vec![Portal { address: SocketAddr::from(([0, 0, 0, 0], 3260)), advertised: None }],
             private: false,
         }],
         initiator_groups: vec![InitiatorGroup {

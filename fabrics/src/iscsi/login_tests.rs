@@ -49,7 +49,7 @@ pub(crate) fn config() -> Config {
         generation: 1,
         portal_groups: vec![PortalGroup {
             tag: 1,
-            portals: vec![Portal { address: "0.0.0.0:3260".parse().expect("address") }],
+            portals: vec![Portal { address: "0.0.0.0:3260".parse().expect("address"), advertised: None }],
             private: false,
         }],
         initiator_groups: vec![group(1, &[HOST], &["10.0.0.0/8"])],

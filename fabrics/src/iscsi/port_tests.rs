@@ -282,7 +282,7 @@ fn config(options: Options, digests: bool) -> Arc<Config> {
         options,
         portal_groups: vec![PortalGroup {
             tag: 1,
-            portals: vec![Portal { address: "10.0.0.1:3260".parse().unwrap() }],
+            portals: vec![Portal { address: "10.0.0.1:3260".parse().unwrap(), advertised: None }],
             private: false,
         }],
         initiator_groups: vec![InitiatorGroup {

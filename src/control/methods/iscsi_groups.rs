@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::framework::done;
 use super::{Result, absent, exists, invalid, not_built};
-use crate::control::node::{InitiatorGroup, Node, PortalGroup};
+use crate::control::node::{InitiatorGroup, Node, Portal, PortalGroup};
 use crate::control::{Control, names};
 
 /// A port number, as a number or as text: SPDK's clients send both.
@@ -28,6 +28,11 @@ struct PortalParameter {
     host: String,
     /// TCP port; 3260 when absent.
     port: Option<Port>,
+    /// The numeric address discovery tells instead, where initiators reach the portal through an address translator or
+    /// a forwarded port.
+    advertised_host: Option<String>,
+    /// The port discovery tells instead; `port` when absent.
+    advertised_port: Option<Port>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -56,6 +61,22 @@ struct PortalGroupTag {
 struct PortalResult {
     host: String,
     port: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advertised_host: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advertised_port: Option<String>,
+}
+
+impl From<&Portal> for PortalResult {
+    fn from(portal: &Portal) -> PortalResult {
+        let advertised = portal.advertised.as_ref();
+        PortalResult {
+            host: portal.host.clone(),
+            port: portal.address.port().to_string(),
+            advertised_host: advertised.map(|(host, _)| host.clone()),
+            advertised_port: advertised.map(|(_, address)| address.port().to_string()),
+        }
+    }
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -233,14 +254,7 @@ pub(super) fn register(registry: &mut Registry<Control>) {
                 .iter()
                 .map(|(tag, group)| PortalGroupResult {
                     tag: *tag,
-                    portals: group
-                        .portals
-                        .iter()
-                        .map(|(host, address)| PortalResult {
-                            host: host.clone(),
-                            port: address.port().to_string(),
-                        })
-                        .collect(),
+                    portals: group.portals.iter().map(PortalResult::from).collect(),
                     private: group.private,
                     started: group.started,
                 })
@@ -613,33 +627,58 @@ fn secret(method: &str, parameter: &str, given: SecretParameter) -> Result<AuthS
     })
 }
 
+fn port_number(port: Option<Port>, absent: u16) -> std::result::Result<u16, String> {
+    match port {
+        None => Ok(absent),
+        Some(Port::Number(port)) => Ok(port),
+        Some(Port::Text(text)) => {
+            text.parse().map_err(|_| format!("port {text:?} is not a number. Remedy: use 1 to 65535"))
+        }
+    }
+}
+
+/// A portal as it was asked for; else what is wrong with it.
+fn checked_portal(asked: PortalParameter) -> std::result::Result<Portal, String> {
+    let numeric = |host: &str, port| {
+        names::portal(host, port).map_err(|text| format!("{text}. Remedy: correct the portal"))
+    };
+    let address = numeric(&asked.host, port_number(asked.port, 3260)?)?;
+    let advertised = match (asked.advertised_host, asked.advertised_port) {
+        (None, None) => None,
+        (None, Some(_)) => {
+            return Err(
+                "has advertised_port without advertised_host. Remedy: give the address too".to_owned()
+            );
+        }
+        (Some(host), port) => {
+            let told = numeric(&host, port_number(port, address.port())?)?;
+            if told.ip().is_unspecified() {
+                return Err(format!(
+                    "would advertise {told}, where nobody can connect to. Remedy: give the address initiators use"
+                ));
+            }
+            Some((host, told))
+        }
+    };
+    Ok(Portal { host: asked.host, address, advertised })
+}
+
 impl Control {
     async fn create_portal_group(&self, p: CreatePortalGroup) -> Result<()> {
         let method = "iscsi_create_portal_group";
         check_tag(method, u32::from(p.tag))?;
         let mut portals = Vec::new();
         for portal in p.portals {
-            let port = match portal.port {
-                None => 3260,
-                Some(Port::Number(port)) => port,
-                Some(Port::Text(text)) => text.parse().map_err(|_| {
-                    invalid(
-                        method,
-                        "portals",
-                        format!("port {text:?} is not a number. Remedy: use 1 to 65535"),
-                    )
-                })?,
-            };
-            let address = names::portal(&portal.host, port)
-                .map_err(|text| invalid(method, "portals", format!("{text}. Remedy: correct the portal")))?;
-            if portals.iter().any(|(_, other)| *other == address) {
+            let portal = checked_portal(portal).map_err(|text| invalid(method, "portals", text))?;
+            let address = portal.address;
+            if portals.iter().any(|other: &Portal| other.address == address) {
                 return Err(invalid(
                     method,
                     "portals",
                     format!("{address} is there twice. Remedy: name it once"),
                 ));
             }
-            portals.push((portal.host, address));
+            portals.push(portal);
         }
         if portals.is_empty() {
             return Err(invalid(method, "portals", "is empty. Remedy: give at least one portal"));
@@ -649,10 +688,9 @@ impl Control {
                 return Err(exists(method, format!("portal group {}", p.tag)));
             }
             for (tag, group) in &node.portal_groups {
-                if let Some((_, address)) =
-                    portals.iter().find(|(_, new)| group.portals.iter().any(|(_, old)| old == new))
-                {
-                    return Err(exists(method, format!("portal {address} in portal group {tag}")));
+                let taken = |new: &&Portal| group.portals.iter().any(|old| old.address == new.address);
+                if let Some(portal) = portals.iter().find(taken) {
+                    return Err(exists(method, format!("portal {} in portal group {tag}", portal.address)));
                 }
             }
             node.portal_groups.insert(p.tag, PortalGroup { portals, private: p.private, started: !p.wait });
@@ -666,11 +704,7 @@ impl Control {
 pub(super) fn saved(node: &Node, include_secrets: bool) -> Vec<(&'static str, Value)> {
     let mut calls = Vec::new();
     for (tag, group) in &node.portal_groups {
-        let portals: Vec<Value> = group
-            .portals
-            .iter()
-            .map(|(host, address)| json!({"host": host, "port": address.port().to_string()}))
-            .collect();
+        let portals: Vec<PortalResult> = group.portals.iter().map(PortalResult::from).collect();
         let params =
             json!({"tag": tag, "portals": portals, "private": group.private, "wait": !group.started});
         calls.push(("iscsi_create_portal_group", params));
