@@ -29,7 +29,9 @@ mod tsc;
 
 pub use affinity::{Cpu, Topology};
 pub use core_mask::{CoreMask, CoreMaskError};
-pub use devices::{Bar, DeviceError, DmaMemory, DmaRegion, PciDevice, PciIdentity};
+pub use devices::{
+    Bar, DeviceError, DmaMemory, DmaRegion, PciAddress, PciBus, PciDevice, PciIdentity, VfioDevice,
+};
 pub use doorbell::Doorbell;
 pub use hugepages::HugeMemory;
 pub use mailbox::{MailboxReceiver, MailboxSender, mailbox, reply_queue};

@@ -3,12 +3,26 @@
 //! [`PciDevice`] is what a driver is written against. Behind it stands the kernel's VFIO, a server of the vfio-user
 //! protocol in another process, or a model in the simulation.
 
+mod bar;
+mod config;
 #[allow(unsafe_code)]
 mod dma;
+mod info;
+mod iova;
+#[allow(unsafe_code)]
+mod mmio;
+mod pci;
+#[allow(unsafe_code)]
+mod sigbus;
+mod usage;
+mod vfio;
 
 use std::os::fd::{OwnedFd, RawFd};
 
 pub use dma::{DmaMemory, DmaRegion};
+pub use pci::{CLASS_NVME, PciAddress, PciBus, PciChange, PciFunction, PciWatch};
+pub use usage::Usage;
+pub use vfio::VfioDevice;
 
 /// Why a device could not be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
