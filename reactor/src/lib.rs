@@ -31,6 +31,7 @@ pub use affinity::{Cpu, Topology};
 pub use core_mask::{CoreMask, CoreMaskError};
 pub use devices::{
     Bar, DeviceError, DmaMemory, DmaRegion, PciAddress, PciBus, PciDevice, PciIdentity, VfioDevice,
+    VfioUserDevice,
 };
 pub use doorbell::Doorbell;
 pub use hugepages::HugeMemory;

@@ -54,8 +54,6 @@ pub(super) fn capabilities(bytes: &[u8], first: usize) -> impl Iterator<Item = (
 /// What is known of a region.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct RegionInfo {
-    /// Bytes that the whole answer needs, capabilities included.
-    pub(super) wanted: usize,
     /// Bytes of the region; none: it is not there.
     pub(super) length: u64,
     /// Where it begins in the file that it is read and mapped by.
@@ -69,12 +67,13 @@ impl RegionInfo {
     pub(super) fn parse(bytes: &[u8]) -> Option<RegionInfo> {
         let flags = word(bytes, 4)?;
         let mut info = RegionInfo {
-            wanted: word(bytes, 0)? as usize,
             length: double_word(bytes, 16)?,
             offset: double_word(bytes, 24)?,
             areas: Vec::new(),
         };
-        if flags & REGION_MMAP == 0 {
+        // An answer that needs more room than it was given leaves out which areas may be mapped: then none is.
+        let cut = flags & REGION_CAPABILITIES != 0 && word(bytes, 0)? as usize > bytes.len();
+        if flags & REGION_MMAP == 0 || cut {
             return Some(info);
         }
         let chain = if flags & REGION_CAPABILITIES == 0 { 0 } else { word(bytes, 12)? as usize };
@@ -149,6 +148,13 @@ mod tests {
         assert_eq!(RegionInfo::parse(&region(15, 4000, 8192, &[])).unwrap().areas, [(0, 8192)]);
         let turning = region(15, 32, 8192, &[3, 0, 1, 0, 32, 0, 0, 0]);
         assert_eq!(RegionInfo::parse(&turning).unwrap().areas, [(0, 8192)]);
+    }
+
+    #[test]
+    fn an_answer_that_was_cut_maps_nothing() {
+        let mut cut = region(15, 32, 16384, &sparse(2, &[(0, 4096), (8192, 8192)], 0));
+        cut.truncate(32);
+        assert_eq!(RegionInfo::parse(&cut).unwrap().areas, []);
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod pci;
 mod sigbus;
 mod usage;
 mod vfio;
+mod vfio_user;
 
 use std::os::fd::{OwnedFd, RawFd};
 
@@ -23,6 +24,7 @@ pub use dma::{DmaMemory, DmaRegion};
 pub use pci::{CLASS_NVME, PciAddress, PciBus, PciChange, PciFunction, PciWatch};
 pub use usage::Usage;
 pub use vfio::VfioDevice;
+pub use vfio_user::{ANSWER_TIMEOUT, VfioUserDevice};
 
 /// Why a device could not be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
