@@ -169,7 +169,10 @@ impl Server {
                 while self.receive(1).is_some() {}
                 return true;
             }
-            Lie::Vanish => return true,
+            Lie::Vanish => {
+                let _ = self.socket.shutdown(std::net::Shutdown::Both);
+                return true;
+            }
             Lie::HalfAnAnswer => {
                 self.send(&reply[..reply.len() / 2], None);
                 while self.receive(1).is_some() {}
