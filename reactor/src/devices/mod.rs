@@ -134,6 +134,12 @@ pub trait PciDevice: Send + Sync {
     fn removal_descriptor(&self) -> Option<RawFd> {
         None
     }
+
+    /// True once the system wants the device back, or it has gone. The system waits until every handle to it is
+    /// dropped, so whoever sees this ends what it does and lets go. May be a system call: not for every turn.
+    fn removal_requested(&self) -> bool {
+        !self.is_present()
+    }
 }
 
 /// A mapped base address register. Accesses are volatile, of exactly the width named, little endian, and in the order

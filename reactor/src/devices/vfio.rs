@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::event::EventfdFlags;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
 use self::address_space::AddressSpace;
@@ -341,6 +341,13 @@ impl PciDevice for VfioDevice {
 
     fn removal_descriptor(&self) -> Option<RawFd> {
         Some(self.removal.as_raw_fd())
+    }
+
+    fn removal_requested(&self) -> bool {
+        // Never read: once it is wanted back, it stays so.
+        let mut set = [PollFd::new(&self.removal, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        !self.is_present() || rustix::event::poll(&mut set, Some(&now)).is_ok_and(|ready| ready > 0)
     }
 }
 
