@@ -28,8 +28,9 @@ pub struct Capabilities {
     pub copy_blocks_max: u64,
 }
 
-/// Which writes reach the medium wholly or not at all, a power failure included, and never appear in part to another
-/// request (SBC-4 §4.29).
+/// Which writes reach the medium wholly or not at all, whatever fails in between, power included (SBC-4 §4.29; NVMe's
+/// atomic write units under power fail). What another request sees that is in the device at the same moment is not
+/// promised: whoever needs that keeps them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct AtomicWrites {
     /// The most blocks of such a [`BlockOp::Write`]; 0 means that nothing is promised.

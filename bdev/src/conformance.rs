@@ -229,10 +229,26 @@ pub fn run(device: &dyn BlockDevice, seed: u64, operations: u32, traits: Traits)
     let done = trial.bench.drain();
     trial.settle(done);
     trial.read_all();
+    promises_make_sense(device);
     trial.extents_are_truthful();
     trial.malformed();
     trial.cancel_completes_once();
     assert_eq!(trial.bench.pool.statistics().outstanding, 0, "a buffer did not come home");
+}
+
+/// The promises of the geometry do not contradict each other.
+fn promises_make_sense(device: &dyn BlockDevice) {
+    let geometry = device.geometry();
+    let atomic = geometry.atomic;
+    if atomic.blocks_max > 0 {
+        let granularity = atomic.granularity_blocks.max(1);
+        assert!(atomic.blocks_max >= granularity, "{atomic:?}");
+        assert!(atomic.boundary_blocks.is_multiple_of(granularity), "{atomic:?}");
+    }
+    assert!(geometry.provisioning.granularity_blocks >= 1, "{:?}", geometry.provisioning);
+    if let Some(health) = device.health() {
+        assert!(health.available_spare_percent.is_none_or(|percent| percent <= 100), "{health:?}");
+    }
 }
 
 impl Trial<'_> {
@@ -489,42 +505,4 @@ impl Trial<'_> {
             assert!(done[0].data.is_some());
         }
     }
-}
-
-/// Writers on two threads fill the longest atomic range with one byte each, again and again; whoever reads meanwhile
-/// must find one byte all over. For devices that promise atomic writes and work in real time.
-///
-/// # Panics
-/// When the device promises none, its promise makes no sense, or it breaks it.
-pub fn atomic_writes_are_whole(device: &dyn BlockDevice, rounds: u32) {
-    let geometry = device.geometry();
-    let atomic = geometry.atomic;
-    assert!(atomic.blocks_max > 0, "no atomic writes");
-    let granularity = atomic.granularity_blocks.max(1);
-    let mut blocks = atomic.blocks_max;
-    if atomic.boundary_blocks > 0 {
-        assert!(atomic.boundary_blocks.is_multiple_of(granularity), "{atomic:?}");
-        blocks = blocks.min(atomic.boundary_blocks);
-    }
-    blocks -= blocks % granularity;
-    assert!(blocks > 0 && u64::from(blocks) <= geometry.blocks, "{atomic:?}");
-    let bytes = (blocks * geometry.block_size).min(1 << 20) as usize;
-    let blocks = bytes as u64 / u64::from(geometry.block_size);
-    Bench::new(device).fill(0, bytes, blocks, 0);
-    std::thread::scope(|scope| {
-        for byte in [0x11, 0x22] {
-            scope.spawn(move || {
-                let mut bench = Bench::new(device);
-                (0..rounds).for_each(|_| bench.fill(0, bytes, blocks, byte));
-            });
-        }
-        let mut bench = Bench::new(device);
-        for _ in 0..rounds {
-            let content = bench.read(0, bytes, blocks);
-            assert!(
-                content.iter().all(|&byte| byte == content[0]),
-                "a write that was atomic was seen in part"
-            );
-        }
-    });
 }

@@ -120,10 +120,15 @@ impl RamDisk {
             },
             buffer_alignment: 1,
             capabilities: Capabilities { verify: true, compare: true, copy_blocks_max: u64::MAX },
-            atomic: AtomicWrites {
-                blocks_max: granule as u32 / size,
-                boundary_blocks: granule as u32 / size,
-                granularity_blocks: 1,
+            atomic: match options.allocation_limit {
+                // Nothing that fails leaves a part of a write behind: with the power everything is gone.
+                None => AtomicWrites { blocks_max: u32::MAX, boundary_blocks: 0, granularity_blocks: 1 },
+                // The limit may be met between two granules.
+                Some(_) => AtomicWrites {
+                    blocks_max: granule as u32 / size,
+                    boundary_blocks: granule as u32 / size,
+                    granularity_blocks: 1,
+                },
             },
         };
         Ok(RamDisk { store: Arc::new(Store { memory: memory.map_err(RamError::Memory)?, shape }) })
@@ -208,11 +213,30 @@ mod tests {
     }
 
     #[test]
-    fn writes_inside_a_granule_are_atomic() {
-        for (block_size, expected) in [(512, 8), (4096, 1), (65536, 1)] {
-            let disk = disk(block_size, 512);
-            assert_eq!(disk.geometry().atomic.blocks_max, expected);
-            conformance::atomic_writes_are_whole(&disk, 3000);
+    fn a_limit_leaves_no_part_of_an_atomic_write() {
+        for (block_size, most) in [(512, 8), (4096, 1), (65536, 1)] {
+            let limit = 2 * u64::from(block_size.max(GRANULE));
+            let options = RamOptions {
+                block_size,
+                blocks: 512,
+                allocation_limit: Some(limit),
+                ..RamOptions::default()
+            };
+            let disk = RamDisk::new(&options).unwrap();
+            let atomic = disk.geometry().atomic;
+            assert_eq!((atomic.blocks_max, atomic.boundary_blocks), (most, most));
+            let mut bench = Bench::new(&disk);
+            let bytes = (most * block_size) as usize;
+            for number in 0..4 {
+                let mut data = bench.buffer(bytes);
+                data.fill(1);
+                let (lba, blocks) = (u64::from(number * most), u64::from(most));
+                let result = bench.one(BlockOp::Write { fua: false }, lba, blocks, Some(data)).result;
+                let read = bench.read(lba, bytes, blocks);
+                let expected = u8::from(result.is_ok());
+                assert_eq!(result.is_ok(), number < 2);
+                assert!(read.iter().all(|&byte| byte == expected), "a part of block {lba}");
+            }
         }
     }
 
