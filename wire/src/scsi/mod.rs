@@ -2,6 +2,7 @@
 
 mod cdb;
 pub mod inquiry;
+pub mod log;
 mod lun;
 pub mod mode;
 pub mod parameter_data;

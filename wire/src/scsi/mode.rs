@@ -83,11 +83,12 @@ pub fn control_extension() -> [u8; 32] {
     bytes
 }
 
-/// Informational Exceptions Control: DEXCPT, none are reported.
+/// Informational Exceptions Control: MRIE 6, they are reported when REQUEST SENSE asks; or DEXCPT, when there are none.
 #[must_use]
-pub fn informational_exceptions() -> [u8; 12] {
+pub fn informational_exceptions(reported: bool) -> [u8; 12] {
     let mut bytes = [0; 12];
-    bytes[..3].copy_from_slice(&[page::INFORMATIONAL_EXCEPTIONS, 0x0A, 0x08]);
+    let (flags, method) = if reported { (0, 6) } else { (0x08, 0) };
+    bytes[..4].copy_from_slice(&[page::INFORMATIONAL_EXCEPTIONS, 0x0A, flags, method]);
     bytes
 }
 
@@ -155,7 +156,7 @@ mod tests {
             &caching(true),
             &Control { descriptor_sense: true, software_write_protect: true, task_aborted_status: true }
                 .bytes(),
-            &informational_exceptions(),
+            &informational_exceptions(false),
         ];
         for page in pages {
             assert_eq!(usize::from(page[1]) + 2, page.len());

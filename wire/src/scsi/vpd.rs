@@ -67,6 +67,8 @@ pub enum Designator<'a> {
     },
     /// NAA: 16 bytes for registered extended (6h), the first 8 for the other formats.
     Naa(&'a [u8; 16]),
+    /// EUI-64 based, of 8 bytes, or of 16: an identifier extension, then an EUI-64 (SPC-5 §7.7.6.5).
+    Eui64(&'a [u8]),
     /// UUID (SPC-5 §7.7.6.12).
     Uuid(&'a [u8; 16]),
     /// Relative target port identifier.
@@ -80,6 +82,7 @@ impl Designator<'_> {
         // CODE SET: 1 binary, 2 ASCII, 3 UTF-8. DESIGNATOR TYPE.
         let (code_set, kind) = match self {
             Designator::T10VendorId { .. } => (2, 0x1),
+            Designator::Eui64(_) => (1, 0x2),
             Designator::Naa(_) => (1, 0x3),
             Designator::RelativeTargetPort(_) => (1, 0x4),
             Designator::Name(_) => (3, 0x8),
@@ -99,6 +102,7 @@ impl Designator<'_> {
                 6 => writer.bytes(&naa[..]),
                 _ => writer.bytes(&naa[..8]),
             },
+            Designator::Eui64(identifier) => writer.bytes(identifier.get(..16).unwrap_or(identifier)),
             Designator::Uuid(uuid) => {
                 writer.bytes(&[0x10, 0]);
                 writer.bytes(&uuid[..]);
@@ -153,7 +157,8 @@ pub fn emit_mode_page_policy(peripheral: Peripheral, out: &mut [u8]) -> usize {
     emit(peripheral, page::MODE_PAGE_POLICY, out, |writer| writer.bytes(&[0x3F, 0xFF, 0x00, 0x00]))
 }
 
-/// Block Limits (SBC-4 §6.6.4). Atomic writes are not supported; WSNZ is one: WRITE SAME with a length of zero is refused.
+/// Block Limits (SBC-4 §6.6.4). One atomic write command is one atomic write operation (MAXIMUM ATOMIC BOUNDARY SIZE is
+/// zero); WSNZ is one: WRITE SAME with a length of zero is refused.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BlockLimits {
     /// MAXIMUM COMPARE AND WRITE LENGTH, blocks.
@@ -174,6 +179,12 @@ pub struct BlockLimits {
     pub unmap_alignment: Option<u32>,
     /// MAXIMUM WRITE SAME LENGTH, blocks; 0: no limit.
     pub write_same_blocks_max: u64,
+    /// MAXIMUM ATOMIC TRANSFER LENGTH, blocks; 0: no atomic writes.
+    pub atomic_blocks_max: u32,
+    /// ATOMIC ALIGNMENT, blocks; 0: any.
+    pub atomic_alignment_blocks: u32,
+    /// ATOMIC TRANSFER LENGTH GRANULARITY, blocks; 0: any.
+    pub atomic_granularity_blocks: u32,
 }
 
 impl BlockLimits {
@@ -190,6 +201,9 @@ impl BlockLimits {
             writer.u32(self.unmap_granularity_blocks);
             writer.u32(self.unmap_alignment.map_or(0, |alignment| 0x8000_0000 | alignment));
             writer.u64(self.write_same_blocks_max);
+            writer.u32(self.atomic_blocks_max);
+            writer.u32(self.atomic_alignment_blocks);
+            writer.u32(self.atomic_granularity_blocks);
             writer.zeros_to(64);
         })
     }
@@ -225,10 +239,18 @@ mod tests {
     fn pages_have_the_lengths_of_the_standard() {
         let mut out = [0xEE; 512];
         let unit = Peripheral::BlockDevice;
-        let block_limits = BlockLimits { unmap_alignment: Some(3), ..BlockLimits::default() };
+        let block_limits = BlockLimits {
+            unmap_alignment: Some(3),
+            atomic_blocks_max: 0x0102,
+            atomic_alignment_blocks: 0x0304,
+            atomic_granularity_blocks: 0x0506,
+            ..BlockLimits::default()
+        };
         assert_eq!(block_limits.emit(unit, &mut out), 64);
         assert_eq!(&out[..4], &[0, 0xB0, 0, 0x3C]);
         assert_eq!(&out[32..36], &[0x80, 0, 0, 3]);
+        assert_eq!(&out[44..56], &[0, 0, 1, 2, 0, 0, 3, 4, 0, 0, 5, 6]);
+        assert_eq!(&out[56..64], &[0; 8]);
         assert_eq!(emit_block_device_characteristics(unit, false, &mut out), 64);
         assert_eq!(&out[..6], &[0, 0xB1, 0, 0x3C, 0, 1]);
         assert_eq!(emit_logical_block_provisioning(unit, true, true, &mut out), 8);
@@ -236,6 +258,19 @@ mod tests {
         assert_eq!(emit_extended_inquiry(unit, true, 28, &mut out), 64);
         assert_eq!(&out[..8], &[0, 0x86, 0, 0x3C, 0, 7, 1, 0]);
         assert_eq!(out[13], 28);
+    }
+
+    #[test]
+    fn identifiers_of_the_ieee_are_of_8_or_16_bytes() {
+        let mut out = [0xEE; 64];
+        let bytes: Vec<u8> = (1..=16).collect();
+        for length in [8, 16] {
+            let designators = [(Association::LogicalUnit, Designator::Eui64(&bytes[..length]))];
+            let total = emit_device_identification(Peripheral::BlockDevice, 5, &designators, &mut out);
+            assert_eq!(total, 8 + length);
+            assert_eq!(&out[4..8], &[0x01, 0x02, 0, length as u8]);
+            assert_eq!(&out[8..total], &bytes[..length]);
+        }
     }
 
     #[test]
