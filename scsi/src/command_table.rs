@@ -25,7 +25,7 @@ pub enum OrderingClass {
     Read,
     /// Writes blocks of one range.
     Write,
-    /// Reads and writes one range as a whole that no other writer may enter (COMPARE AND WRITE, ORWRITE).
+    /// Reads and writes one range as a whole that no other writer may enter (COMPARE AND WRITE, ORWRITE, WRITE ATOMIC).
     Exclusive,
     /// Changes or asks the mapping of blocks that are named later, in a parameter list (UNMAP).
     Unmap,
@@ -48,6 +48,16 @@ pub enum Readiness {
     Ready,
 }
 
+/// What a command needs of the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    Nothing,
+    /// It can discard (UNMAP).
+    Discard,
+    /// It promises atomic writes (WRITE ATOMIC).
+    Atomic,
+}
+
 /// One command.
 #[derive(Clone, Copy)]
 pub struct CommandEntry {
@@ -63,8 +73,8 @@ pub struct CommandEntry {
     pub usage: &'static [u8],
     /// Bits of byte 1 that only exist where the device can discard (UNMAP bit of WRITE SAME).
     discard_bits: u8,
-    /// The command only exists where the device can discard (UNMAP).
-    needs_discard: bool,
+    /// What the device must be able to do for the command to exist.
+    needs: Needs,
     /// Ordering class.
     pub ordering: OrderingClass,
     /// Runs as if it had the HEAD OF QUEUE attribute (SAM-5 §8.7).
@@ -96,7 +106,7 @@ const fn entry(name: &'static str, usage: &'static [u8], plan: PlanFn) -> Comman
         cdb_length: usage.len() as u8,
         usage,
         discard_bits: 0,
-        needs_discard: false,
+        needs: Needs::Nothing,
         ordering: OrderingClass::Independent,
         implicit_head_of_queue: false,
         unit_attention: UnitAttentionRule::Report,
@@ -153,8 +163,8 @@ impl CommandEntry {
         self
     }
 
-    const fn needs_discard(mut self) -> CommandEntry {
-        self.needs_discard = true;
+    const fn of_device(mut self, needs: Needs) -> CommandEntry {
+        self.needs = needs;
         self
     }
 
@@ -162,7 +172,13 @@ impl CommandEntry {
     /// operation code and is not reported.
     #[must_use]
     pub fn available(&self, environment: &Environment<'_>) -> bool {
-        !self.needs_discard || discards(environment)
+        match self.needs {
+            Needs::Nothing => true,
+            Needs::Discard => discards(environment),
+            Needs::Atomic => environment.unit.is_some_and(|unit| {
+                sbc::atomic_limits(unit, environment.limits.burst_length_bytes).is_some()
+            }),
+        }
     }
 
     /// CDB usage data of byte `index` for the unit addressed.
@@ -339,7 +355,7 @@ macro_rules! usage_16 {
     };
 }
 
-static COMMANDS: [CommandEntry; 42] = [
+static COMMANDS: [CommandEntry; 43] = [
     entry("TEST UNIT READY", &[0x00, 0, 0, 0, 0, 0], spc::test_unit_ready).needs(Readiness::Ready),
     entry("REQUEST SENSE", &[0x03, 0x01, 0, 0, 0xFF, 0], spc::request_sense).always(Attention::Consume),
     entry("READ(6)", &[0x08, 0x1F, 0xFF, 0xFF, 0xFF, 0], sbc::read_6).reads(),
@@ -376,7 +392,7 @@ static COMMANDS: [CommandEntry; 42] = [
         .discard_bits(0x08),
     entry("UNMAP", &[0x42, 0, 0, 0, 0, 0, G, 0xFF, 0xFF, 0], sbc::unmap)
         .blocks(Order::Unmap, true)
-        .needs_discard(),
+        .of_device(Needs::Discard),
     entry("LOG SENSE", &[0x4D, 0, 0xFF, 0xFF, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0], spc::log_sense),
     entry("MODE SELECT(10)", &[0x55, 0x10, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0], spc::mode_select_10).changes(),
     entry("MODE SENSE(10)", &[0x5A, 0x18, 0xFF, 0xFF, 0, 0, 0, 0xFF, 0xFF, 0], spc::mode_sense_10),
@@ -395,6 +411,13 @@ static COMMANDS: [CommandEntry; 42] = [
     entry("SYNCHRONIZE CACHE(16)", usage_16!(0x91, 0x02), sbc::synchronize_cache_16)
         .blocks(Order::Synchronize, false),
     entry("WRITE SAME(16)", usage_16!(0x93, 0x09), sbc::write_same_16).writes().discard_bits(0x08),
+    entry(
+        "WRITE ATOMIC(16)",
+        &[0x9C, 0x18, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, G, 0],
+        sbc::write_atomic_16,
+    )
+    .blocks(Order::Exclusive, true)
+    .of_device(Needs::Atomic),
     entry(
         "READ CAPACITY(16)",
         &[0x9E, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0],
@@ -451,8 +474,9 @@ pub fn markdown() -> String {
     for entry in commands() {
         let action = entry.service_action.map_or_else(String::new, |action| format!("{action:02X}h"));
         let usage: Vec<String> = entry.usage.iter().map(|byte| format!("{byte:02X}")).collect();
-        let needs = match (entry.readiness, entry.needs_discard) {
-            (_, true) => "ready, discard",
+        let needs = match (entry.readiness, entry.needs) {
+            (_, Needs::Discard) => "ready, discard",
+            (_, Needs::Atomic) => "ready, atomic",
             (Readiness::Always, _) => "nothing",
             (Readiness::Unit, _) => "unit",
             (Readiness::Medium, _) => "medium",

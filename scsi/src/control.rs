@@ -7,7 +7,7 @@ use bdev::{BlockDevice, BlockError};
 
 use crate::home::{Closing, Home, TargetChange, default_mode};
 use crate::logical_unit::{Channel, LogicalUnit};
-use crate::message::{Change, DeviceHandle, Message};
+use crate::message::{Change, DeviceHandle, MediumChange, Message};
 use crate::nexus::find_lun;
 use crate::target::TicketHolder;
 use crate::task::Abort;
@@ -28,6 +28,10 @@ impl Target {
             }
             ControlRequest::RemoveLogicalUnit { unit } => self.ask_own_home(id, unit, Change::Remove),
             ControlRequest::CapacityChanged { unit } => self.ask_own_home(id, unit, Change::Capacity),
+            ControlRequest::MediumChanged { unit, present } => {
+                let medium = if present { MediumChange::Present } else { MediumChange::Absent };
+                self.ask_own_home(id, unit, Change::Medium(medium));
+            }
             ControlRequest::SetLunMap { target, map } => self.change_target(id, target, Some(map)),
             ControlRequest::RemoveTarget { target } => self.change_target(id, target, None),
             ControlRequest::Quiesce => self.quiesce(id),
@@ -65,6 +69,7 @@ impl Target {
             mode: default_mode(&geometry),
             state: UnitState::Ready,
             removal_prevented: false,
+            device: DeviceHandle(Arc::clone(&device)),
         };
         let mut found = LogicalUnit::new(Arc::new(view.clone()));
         found.home = Some(Box::new(Home::new(view.clone(), Arc::clone(&device), id, self.cores)));

@@ -181,6 +181,16 @@ pub enum Notification {
         /// The unit.
         unit: LogicalUnitId,
     },
+    /// The unit's device is gone: the unit has no medium until the control plane says that it is back.
+    DeviceGone {
+        /// The unit.
+        unit: LogicalUnitId,
+    },
+    /// The unit's device is back.
+    DeviceReturned {
+        /// The unit.
+        unit: LogicalUnitId,
+    },
     /// The unit's device reported an error.
     MediumError {
         /// The unit.

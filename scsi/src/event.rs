@@ -222,6 +222,15 @@ pub enum ControlRequest {
         /// The unit.
         unit: LogicalUnitId,
     },
+    /// The device went away, or came back, to the home core. While it is away every command that needs a medium ends
+    /// with MEDIUM NOT PRESENT; when it is back its geometry is asked anew, and every nexus is told NOT READY TO READY
+    /// CHANGE, MEDIUM MAY HAVE CHANGED. Nobody waits for the tasks of a device that is away.
+    MediumChanged {
+        /// The unit.
+        unit: LogicalUnitId,
+        /// It is there.
+        present: bool,
+    },
     /// Sets the LUNs of a target device on every core, sent to core 0: aborts tasks of LUNs that go, and tells
     /// every nexus REPORTED LUNS DATA HAS CHANGED when the map differs. Creates the target device when it is new.
     SetLunMap {

@@ -14,7 +14,9 @@ use crate::task::{Abort, TaskPhase};
 use crate::task_management::Purpose;
 use crate::task_set::holds_back;
 use crate::unit_attention::UnitAttention;
-use crate::{ControlOutcome, Effect, LogicalUnitId, Notification, Target, TaskId, UnitChange, UnitView};
+use crate::{
+    ControlOutcome, Effect, LogicalUnitId, Notification, Target, TaskId, UnitChange, UnitState, UnitView,
+};
 
 impl Target {
     pub(crate) fn message_received(&mut self, from: CoreId, message: Message) {
@@ -205,16 +207,22 @@ impl Target {
     /// Every core is frozen (and a lease is over): makes the change and goes on with the next.
     fn apply_and_thaw(&mut self, unit: LogicalUnitId, request: ChangeRequest, failed: bool) {
         let Some(home) = self.unit_mut(unit).and_then(|unit| unit.home.as_mut()) else { return };
-        let is_news = failed && home.truth.state != crate::UnitState::Fenced;
+        let before = home.truth.state;
         home.apply(&request, failed);
+        let after = home.truth.state;
         let view = Arc::new(home.truth.clone());
         let ChangeRequest { ticket, change, origin } = request;
         let next = home.next(change);
         let is_removed = change == Change::Remove && !failed;
         let abandoned = if is_removed { home.abandon() } else { Vec::new() };
-        if is_news {
-            self.effects.push_back(Effect::Notify(Notification::UnitFenced { unit }));
-        }
+        let news = match (before, after) {
+            (before, after) if before == after => None,
+            (_, UnitState::Fenced) => Some(Notification::UnitFenced { unit }),
+            (_, UnitState::MediumNotPresent) => Some(Notification::DeviceGone { unit }),
+            (UnitState::MediumNotPresent, _) => Some(Notification::DeviceReturned { unit }),
+            _ => None,
+        };
+        self.effects.extend(news.map(Effect::Notify));
         if is_removed {
             self.begin_closing(unit);
         }
@@ -250,8 +258,12 @@ impl Target {
         if failed {
             self.stop_draining(ticket);
         }
-        self.install_view(unit, view);
+        let before = self.unit(unit).map(|unit| Arc::clone(&unit.view));
+        self.install_view(unit, Arc::clone(&view));
         if !failed {
+            if let (Change::Medium(_), Some(before)) = (change, before) {
+                self.attention_for_medium(unit, &before, &view);
+            }
             self.attention_for_change(unit, change, origin);
             if change == Change::Remove {
                 self.unit_gone(unit, home);
@@ -278,6 +290,16 @@ impl Target {
             origin.filter(|origin| spare_origin && origin.core == self.core).map(|origin| origin.nexus);
         let is_event = matches!(change, Change::Capacity | Change::Remove);
         self.attention_for_unit(unit, attention, spared, is_event);
+    }
+
+    /// What initiators must be told when a device came back, or turns out to have another size.
+    fn attention_for_medium(&mut self, unit: LogicalUnitId, before: &UnitView, after: &UnitView) {
+        let attention = match (before.state, after.state) {
+            (UnitState::MediumNotPresent, UnitState::Ready) => UnitAttention::MEDIUM_CHANGED,
+            _ if before.geometry.blocks != after.geometry.blocks => UnitAttention::CAPACITY_CHANGED,
+            _ => return,
+        };
+        self.attention_for_unit(unit, attention, None, true);
     }
 
     fn ticket_answered(&mut self, ticket: Ticket, result: Result<(), Sense>) {
@@ -319,10 +341,10 @@ impl Target {
 
     fn fence_requested(&mut self, unit: LogicalUnitId) {
         let Some(home) = self.unit_mut(unit).and_then(|unit| unit.home.as_mut()) else { return };
-        if home.truth.state == crate::UnitState::Fenced {
+        if home.truth.state == UnitState::Fenced {
             return;
         }
-        home.truth.state = crate::UnitState::Fenced;
+        home.truth.state = UnitState::Fenced;
         home.truth.epoch += 1;
         let view = Arc::new(home.truth.clone());
         self.effects.push_back(Effect::Notify(Notification::UnitFenced { unit }));
@@ -334,6 +356,7 @@ impl Target {
         if let Some(found) = self.unit_mut(unit)
             && view.epoch > found.view.epoch
         {
+            found.lost &= view.state == UnitState::MediumNotPresent;
             found.view = view;
             self.kick(unit);
         }

@@ -3,13 +3,42 @@
 use std::sync::Arc;
 
 use base::{CoreId, Limits};
-use bdev::{Geometry, Provisioning};
+use bdev::{
+    AtomicWrites, BlockDevice, BlockError, CoreShared, DeviceIdentity, DeviceText, Geometry, Health,
+    IoChannel, Provisioning,
+};
 use wire::scsi::{Cdb, Lun, SENSE_LENGTH_MAX, Sense};
 
+use crate::message::DeviceHandle;
 use crate::{
     Environment, LogicalUnitId, LunMap, LunMapping, ModePages, NexusIdentity, ParameterIn, Plan,
     TargetDeviceId, UnitIdentity, UnitState, UnitView, lookup, parameter,
 };
+
+/// A device that can only say who and how it is.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Described {
+    pub(crate) identity: DeviceIdentity,
+    pub(crate) health: Option<Health>,
+}
+
+impl BlockDevice for Described {
+    fn geometry(&self) -> Geometry {
+        World::geometry()
+    }
+    fn product_name(&self) -> &'static str {
+        "described"
+    }
+    fn open_channel(&self, _: &CoreShared) -> Result<Box<dyn IoChannel>, BlockError> {
+        Err(BlockError::Unsupported)
+    }
+    fn identity(&self) -> DeviceIdentity {
+        self.identity
+    }
+    fn health(&self) -> Option<Health> {
+        self.health
+    }
+}
 
 /// Everything an [`Environment`] borrows: a RAM disk of 2,048 blocks of 512 bytes at LUN 0.
 pub(crate) struct World {
@@ -23,8 +52,8 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new() -> World {
-        let geometry = Geometry {
+    fn geometry() -> Geometry {
+        Geometry {
             block_size: 512,
             blocks: 2048,
             physical_block_exponent: 0,
@@ -43,8 +72,38 @@ impl World {
             },
             buffer_alignment: 1,
             capabilities: bdev::Capabilities::default(),
-            atomic: bdev::AtomicWrites::default(),
+            atomic: AtomicWrites { blocks_max: 64, boundary_blocks: 0, granularity_blocks: 1 },
+        }
+    }
+
+    /// A device that says all it can.
+    pub(crate) fn described() -> Described {
+        let identity = DeviceIdentity {
+            nguid: Some([0x22; 16]),
+            eui64: Some([0x33; 8]),
+            uuid: Some([0x44; 16]),
+            serial: DeviceText::new(b"SERIAL"),
+            model: DeviceText::new(b"MODEL"),
+            firmware: DeviceText::new(b"1.0"),
         };
+        let health = Health {
+            temperature_celsius: Some(37),
+            temperature_warning_celsius: Some(70),
+            used_percent: Some(3),
+            ..Health::default()
+        };
+        Described { identity, health: Some(health) }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set_device(&mut self, device: Described) {
+        if let Some(unit) = self.unit.as_mut() {
+            unit.device = DeviceHandle(Arc::new(device));
+        }
+    }
+
+    pub(crate) fn new() -> World {
+        let geometry = World::geometry();
         let identity = UnitIdentity {
             vendor: "POLLUX".into(),
             product: "RAM disk".into(),
@@ -62,6 +121,7 @@ impl World {
             mode: ModePages { write_cache_enabled: true, ..ModePages::default() },
             state: UnitState::Ready,
             removal_prevented: false,
+            device: DeviceHandle(Arc::new(World::described())),
         };
         let nexus = NexusIdentity {
             initiator_port: "iqn.2026-01.test:initiator,i,0x400001370000".into(),
@@ -123,6 +183,24 @@ impl World {
                 _ => u64::MAX,
             };
             unit.geometry.provisioning.discard_blocks_max = if shape & 0x40 != 0 { 100 } else { 0 };
+            let of = |blocks_max, boundary_blocks, granularity_blocks| AtomicWrites {
+                blocks_max,
+                boundary_blocks,
+                granularity_blocks,
+            };
+            unit.geometry.atomic = match (bits ^ shape) & 0x07 {
+                0 => of(0, 0, 0),
+                1 => of(1, 0, 0),
+                2 => of(u32::MAX, 0, 1),
+                3 => of(100, 64, 0),
+                4 => of(100, 48, 16),
+                5 => of(7, 9, 3),
+                6 => of(u32::MAX, u32::MAX, u32::MAX),
+                _ => of(33, 0, 4),
+            };
+            if shape & 0x20 != 0 {
+                unit.device = DeviceHandle(Arc::new(Described::default()));
+            }
         }
         if bits & 0x80 != 0 {
             world.unit = None;
@@ -211,6 +289,7 @@ fn range(plan: &Plan) -> Option<(u64, u64)> {
         | Plan::VerifyMedium { lba, blocks }
         | Plan::VerifyCompare { lba, blocks, .. }
         | Plan::CompareAndWrite { lba, blocks, .. }
+        | Plan::WriteAtomic { lba, blocks, .. }
         | Plan::OrWrite { lba, blocks, .. } => (lba, u64::from(blocks)),
         Plan::WriteSame { lba, blocks, .. }
         | Plan::Synchronize { lba, blocks, .. }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bdev::BlockDevice;
 
-use crate::message::{Change, NexusReference, Ticket};
+use crate::message::{Change, MediumChange, NexusReference, Ticket};
 use crate::{ControlId, ModePages, UnitChange, UnitState, UnitView};
 
 /// A change asked for.
@@ -48,6 +48,8 @@ pub(crate) struct Home {
     lanes: [Lane; 2],
     /// Nexuses that prevent medium removal.
     preventing: Vec<NexusReference>,
+    /// The epoch since which the device is there.
+    present_since: u64,
     /// Cores that have not answered `UnitAdded`, and the control request to answer.
     pub(crate) opening: Option<(ControlId, u16, Option<bdev::BlockError>)>,
     cores: u16,
@@ -60,6 +62,7 @@ impl Home {
             device,
             lanes: Default::default(),
             preventing: Vec::new(),
+            present_since: 0,
             opening: Some((control, cores, None)),
             cores,
         }
@@ -139,6 +142,7 @@ impl Home {
         match request.change {
             Change::Ordered | Change::Exclusive(_) | Change::ClearTaskSet | Change::Remove => {}
             Change::Capacity => self.truth.geometry = self.device.geometry(),
+            Change::Medium(change) => self.apply_medium_change(change),
             Change::Unit(change) => self.apply_unit_change(change, request.origin),
             Change::Reset(_) => {
                 // SAM-5 §6.3.3: mode parameters go back to their saved or default values, and PREVENT is forgotten.
@@ -150,11 +154,31 @@ impl Home {
         self.truth.epoch += 1;
     }
 
+    fn apply_medium_change(&mut self, change: MediumChange) {
+        match (change, self.truth.state) {
+            // Somebody's request failed before the device came back.
+            (MediumChange::Lost { epoch }, _) if epoch < self.present_since => {}
+            (MediumChange::Lost { .. } | MediumChange::Absent, UnitState::Ready | UnitState::Stopped) => {
+                self.truth.state = UnitState::MediumNotPresent;
+            }
+            (MediumChange::Present, state) => {
+                self.truth.geometry = self.device.geometry();
+                if state == UnitState::MediumNotPresent {
+                    self.truth.state = UnitState::Ready;
+                }
+                // The epoch that this change makes.
+                self.present_since = self.truth.epoch + 1;
+            }
+            _ => {}
+        }
+    }
+
     fn apply_unit_change(&mut self, change: UnitChange, origin: Option<NexusReference>) {
         match change {
             UnitChange::ModePages { before, after } => self.truth.mode.merge(before, after),
             UnitChange::StartStop { start, load_eject, .. } => {
-                if self.truth.state != UnitState::Fenced {
+                // A device that is away does not come back by being started.
+                if matches!(self.truth.state, UnitState::Ready | UnitState::Stopped) {
                     self.truth.state = match (start, load_eject) {
                         (true, _) => UnitState::Ready,
                         (false, false) => UnitState::Stopped,

@@ -37,6 +37,8 @@ pub(crate) struct LogicalUnit {
     pub(crate) freezes: [Option<ActiveFreeze>; 2],
     /// A deadline passed here; the view will follow.
     pub(crate) fenced: bool,
+    /// A request failed because the device is gone, and the home core was told.
+    pub(crate) lost: bool,
     /// In the queue of task sets to look at.
     pub(crate) kicked: bool,
     /// At the home core only.
@@ -52,6 +54,7 @@ impl LogicalUnit {
             set: TaskSet::default(),
             freezes: [None; 2],
             fenced: false,
+            lost: false,
             kicked: false,
             home: None,
         }

@@ -50,6 +50,21 @@ pub enum Reset {
     TargetCold,
 }
 
+/// What became of a unit's medium.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MediumChange {
+    /// A request of the device failed because it is gone. Says nothing when the device came back after the epoch that
+    /// the core had then.
+    Lost {
+        /// The epoch of the core's view.
+        epoch: u64,
+    },
+    /// The control plane says that it is gone.
+    Absent,
+    /// The control plane says that it is there.
+    Present,
+}
+
 /// What a home core can be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
@@ -61,6 +76,8 @@ pub enum Change {
     Unit(UnitChange),
     /// Ask the device for its geometry again.
     Capacity,
+    /// The device went away or came back.
+    Medium(MediumChange),
     /// CLEAR TASK SET.
     ClearTaskSet,
     /// A reset.

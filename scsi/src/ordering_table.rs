@@ -81,6 +81,7 @@ impl MediumRange {
             | Plan::VerifyMedium { lba, blocks }
             | Plan::VerifyCompare { lba, blocks, .. }
             | Plan::CompareAndWrite { lba, blocks, .. }
+            | Plan::WriteAtomic { lba, blocks, .. }
             | Plan::OrWrite { lba, blocks, .. } => (lba, u64::from(blocks)),
             Plan::WriteSame { lba, blocks, .. } => (lba, blocks),
             Plan::Unmap { .. } => return MediumRange::Anything,
@@ -102,10 +103,11 @@ impl MediumRange {
     }
 }
 
-/// COMPARE AND WRITE and ORWRITE read and write as one: no other command may touch their blocks in between.
+/// COMPARE AND WRITE and ORWRITE read and write as one, and nobody may see a part of a WRITE ATOMIC: no other command may
+/// touch their blocks in between. A READ that is several requests could see one otherwise, whatever the device promises.
 #[must_use]
 pub fn is_atomic(plan: &Plan) -> bool {
-    matches!(plan, Plan::CompareAndWrite { .. } | Plan::OrWrite { .. })
+    matches!(plan, Plan::CompareAndWrite { .. } | Plan::WriteAtomic { .. } | Plan::OrWrite { .. })
 }
 
 #[cfg(test)]

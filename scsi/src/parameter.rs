@@ -77,10 +77,14 @@ pub enum ParameterIn {
         /// SUBPAGE CODE; FFh is all.
         subpage: u8,
     },
-    /// LOG SENSE of the supported pages.
+    /// LOG SENSE of a page that the unit has.
     LogSense {
-        /// SUBPAGE CODE: 00h or FFh.
+        /// PAGE CODE.
+        page: u8,
+        /// SUBPAGE CODE: 00h, or FFh for all.
         subpage: u8,
+        /// PARAMETER POINTER: parameters from this code on.
+        first: u16,
     },
     /// REPORT LUNS.
     ReportLuns {
@@ -139,7 +143,9 @@ impl ParameterIn {
                     spc::ModeSense { long, disable_block_descriptors, long_lba, control, page, subpage };
                 unit.map_or(0, |unit| spc::mode_sense_data(&request, unit, environment, out))
             }
-            ParameterIn::LogSense { subpage } => spc::log_data(subpage, out),
+            ParameterIn::LogSense { page, subpage, first } => {
+                unit.map_or(0, |unit| spc::log_data(page, subpage, first, unit, out))
+            }
             ParameterIn::ReportLuns { select } => spc::report_luns_data(select, environment, out),
             ParameterIn::SupportedOperationCodes { timeouts, option, operation_code, service_action } => {
                 spc::supported_operation_codes_data(

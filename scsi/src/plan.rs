@@ -73,6 +73,15 @@ pub enum Plan {
         /// Answer only when on stable media.
         fua: bool,
     },
+    /// WRITE ATOMIC (16): one request to the device, under a range lock.
+    WriteAtomic {
+        /// First block.
+        lba: u64,
+        /// Blocks; all of their data fits in one burst.
+        blocks: u32,
+        /// Answer only when on stable media.
+        fua: bool,
+    },
     /// ORWRITE: read, OR, write, under a range lock.
     OrWrite {
         /// First block.
@@ -146,6 +155,7 @@ impl Plan {
             Plan::Read { blocks, .. } => (bytes(blocks), 0),
             Plan::Write { blocks, .. }
             | Plan::WriteAndVerify { blocks, .. }
+            | Plan::WriteAtomic { blocks, .. }
             | Plan::OrWrite { blocks, .. }
             | Plan::VerifyCompare { blocks, one_block: false, .. } => (0, bytes(blocks)),
             Plan::VerifyCompare { blocks, one_block: true, .. } => (0, bytes(blocks.min(1))),
@@ -160,8 +170,8 @@ impl Plan {
     }
 
     /// Refuses a command whose Data-Out the transport announced with another length than the CDB needs, where
-    /// doing half of it would be wrong: COMPARE AND WRITE, whose halves would not match, and WRITE SAME, whose one
-    /// block is the pattern. Other commands only get a residual. `expected` is the transport's length, if it has one.
+    /// doing half of it would be wrong: COMPARE AND WRITE, whose halves would not match, WRITE ATOMIC, which is whole, and
+    /// WRITE SAME, whose one block is the pattern. Other commands only get a residual. `expected` is the transport's length, if it has one.
     ///
     /// # Errors
     /// INVALID FIELD IN CDB pointing at the length.
@@ -174,6 +184,7 @@ impl Plan {
         let Some(expected) = expected else { return Ok(()) };
         let length_at = match (self, cdb.operation_code()) {
             (Plan::CompareAndWrite { .. }, _) => 13,
+            (Plan::WriteAtomic { .. }, _) => 12,
             (Plan::WriteSame { .. }, 0x41) => 7,
             (Plan::WriteSame { .. }, _) => 10,
             _ => return Ok(()),

@@ -83,7 +83,7 @@ pub(crate) enum Step {
     /// Nothing done for the present chunk.
     #[default]
     Begin,
-    /// The cache flush before a forced read.
+    /// The cache flush before a forced read, or after the write cache was switched off.
     Flushing,
     /// The chunk's Data-Out is coming.
     Receiving,
@@ -93,6 +93,16 @@ pub(crate) enum Step {
     Reading,
     /// The blocks to compare or combine with are here.
     HaveBoth,
+    /// The device is comparing the medium with the first buffer.
+    Comparing,
+    /// It found none, or nothing wrong with the medium.
+    Compared,
+    /// The device is checking the medium.
+    Verifying,
+    /// It found a difference: the medium's blocks are being read, to know where.
+    Locating,
+    /// The blocks that differ are here.
+    Located,
     /// Blocks are being written.
     Writing,
     /// Written; the medium is read back next.

@@ -4,7 +4,7 @@ use base::Slab;
 
 use crate::TaskId;
 use crate::logical_unit::ActiveFreeze;
-use crate::message::Change;
+use crate::message::{Change, MediumChange};
 use crate::ordering_table::{MediumRange, Order, TaskClass, order};
 use crate::task::{SET_LIST, Task, TaskList, TaskPhase};
 
@@ -152,6 +152,8 @@ pub(crate) fn holds_back(change: Change, task: &Task) -> bool {
     match change {
         // A HEAD OF QUEUE task may run although an ORDERED one is before it (SAM-5 §8.6.4).
         Change::Ordered => task.class != TaskClass::HeadOfQueue,
+        // What is still in a device that is away comes back from it as it can.
+        Change::Medium(MediumChange::Lost { .. } | MediumChange::Absent) => false,
         Change::Exclusive(range) => range != MediumRange::Nothing && task.range.overlaps(range),
         _ => true,
     }

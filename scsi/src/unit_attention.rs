@@ -20,6 +20,8 @@ impl UnitAttention {
     pub const LOGICAL_UNIT_RESET: UnitAttention = UnitAttention { asc: 0x29, ascq: 0x03 };
     /// I_T NEXUS LOSS OCCURRED.
     pub const NEXUS_LOSS: UnitAttention = UnitAttention { asc: 0x29, ascq: 0x07 };
+    /// NOT READY TO READY CHANGE, MEDIUM MAY HAVE CHANGED.
+    pub const MEDIUM_CHANGED: UnitAttention = UnitAttention { asc: 0x28, ascq: 0x00 };
     /// MODE PARAMETERS CHANGED.
     pub const MODE_PARAMETERS_CHANGED: UnitAttention = UnitAttention { asc: 0x2A, ascq: 0x01 };
     /// CAPACITY DATA HAS CHANGED.

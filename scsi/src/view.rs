@@ -4,6 +4,7 @@ use base::{CoreId, Limits};
 use bdev::Geometry;
 use wire::scsi::{Lun, Sense};
 
+use crate::message::DeviceHandle;
 use crate::{LogicalUnitId, LunMap, ModePages, NexusIdentity, UnitIdentity};
 
 /// Whether a unit can do medium access.
@@ -39,6 +40,8 @@ pub struct UnitView {
     pub state: UnitState,
     /// Some nexus prevents medium removal.
     pub removal_prevented: bool,
+    /// What stores its blocks: asked for its names and its health when an initiator asks for them.
+    pub device: DeviceHandle,
 }
 
 /// What a command's checks and parameter data may look at.

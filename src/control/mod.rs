@@ -338,6 +338,27 @@ impl Control {
         }
     }
 
+    /// Tells the homes of a bdev's unit, and of the units of all that stands on it, that the device went away or came
+    /// back: for whatever watches devices.
+    ///
+    /// # Errors
+    /// `ENODEV` when there is no such bdev; what a core said.
+    pub async fn medium_changed(&self, name: &str, present: bool) -> Result<(), RpcError> {
+        let node = self.state();
+        if !node.bdevs.contains_key(name) {
+            let text = format!("there is no bdev {name:?}. Remedy: see bdev_get_bdevs");
+            return Err(RpcError::errno(errno::ENODEV, text));
+        }
+        let mut names = vec![name.to_owned()];
+        while let Some(name) = names.pop() {
+            if let Some((unit, home)) = node.bdevs.get(&name).and_then(|bdev| bdev.unit) {
+                self.scsi(home, ControlRequest::MediumChanged { unit, present }).await?;
+            }
+            names.extend(node.above(&name).map(|bdev| bdev.name.clone()));
+        }
+        Ok(())
+    }
+
     /// The reports of all cores, asked at the same time.
     ///
     /// # Errors
@@ -367,6 +388,8 @@ impl Control {
             Notification::UnitFenced { unit } => ("unit_fenced", *unit),
             Notification::FlushFailed { unit } => ("flush_failed", *unit),
             Notification::MediumError { unit } => ("medium_error", *unit),
+            Notification::DeviceGone { unit } => ("device_gone", *unit),
+            Notification::DeviceReturned { unit } => ("device_returned", *unit),
         };
         let node = self.state();
         let name = node

@@ -9,8 +9,15 @@ use serde::Serialize;
 const KEPT_MAX: usize = 1024;
 
 /// Every type of event there is.
-pub const TYPES: [&str; 5] =
-    ["bdev_register", "bdev_unregister", "unit_fenced", "flush_failed", "medium_error"];
+pub const TYPES: [&str; 7] = [
+    "bdev_register",
+    "bdev_unregister",
+    "unit_fenced",
+    "flush_failed",
+    "medium_error",
+    "device_gone",
+    "device_returned",
+];
 
 /// One event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]

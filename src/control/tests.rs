@@ -98,6 +98,9 @@ fn text_of(request: &CoreRequest) -> String {
         }
         CoreRequest::Scsi(ControlRequest::RemoveLogicalUnit { unit }) => format!("remove {}", unit.0),
         CoreRequest::Scsi(ControlRequest::CapacityChanged { unit }) => format!("capacity {}", unit.0),
+        CoreRequest::Scsi(ControlRequest::MediumChanged { unit, present }) => {
+            format!("medium {} {present}", unit.0)
+        }
         CoreRequest::Scsi(ControlRequest::SetLunMap { target, map }) => {
             let luns: Vec<String> =
                 map.mappings.iter().map(|m| format!("{:?}={}", m.lun.number().unwrap(), m.unit.0)).collect();
@@ -618,6 +621,24 @@ async fn a_core_that_does_not_answer_does_not_hold_readers() {
 }
 
 #[tokio::test]
+async fn what_watches_devices_reaches_the_homes_of_all_that_stand_on_them() {
+    let bench = Bench::furnished().await;
+    bench.cores.taken();
+    bench.control.medium_changed("B", false).await.unwrap();
+    bench.control.medium_changed("B", true).await.unwrap();
+    assert_eq!(bench.cores.taken(), ["1: medium 1 false", "1: medium 1 true"]);
+    bench.ok("bdev_malloc_create", json!({"name": "C", "num_blocks": 100, "block_size": 512})).await;
+    bench.ok("bdev_error_create", json!({"base_name": "C"})).await;
+    bench.ok("iscsi_target_node_add_lun", json!({"name": "disk1", "bdev_name": "EE_C"})).await;
+    bench.cores.taken();
+    bench.control.medium_changed("C", false).await.unwrap();
+    let told = bench.cores.taken();
+    assert!(told.len() == 1 && told[0].ends_with("medium 2 false"), "{told:?}");
+    let error = bench.control.medium_changed("Z", false).await.unwrap_err();
+    assert_eq!(error.code, -errno::ENODEV);
+}
+
+#[tokio::test]
 async fn traffic_is_summed_and_reset() {
     let bench = Bench::furnished().await;
     let unit = UnitTraffic {
@@ -653,10 +674,20 @@ async fn sizes_identities_and_what_cores_notice() {
     bench.ok("bdev_aio_delete", json!({"name": "F"})).await;
     bench.ok("bdev_aio_create", json!({"name": "G", "filename": "/dev/fake"})).await;
     assert_eq!(bench.ok("bdev_get_bdevs", json!({"name": "G"})).await[0]["uuid"], first);
-    bench.control.handle_notification(&Notification::UnitFenced { unit: LogicalUnitId(1) });
+    for notification in [
+        Notification::DeviceGone { unit: LogicalUnitId(1) },
+        Notification::DeviceReturned { unit: LogicalUnitId(1) },
+        Notification::UnitFenced { unit: LogicalUnitId(1) },
+    ] {
+        bench.control.handle_notification(&notification);
+    }
     let events = bench.ok("notify_get_notifications", json!({})).await;
     let last = events.as_array().unwrap().last().unwrap();
     assert_eq!((&last["type"], &last["ctx"]), (&json!("unit_fenced"), &json!("B")));
+    let types: Vec<_> = events.as_array().unwrap().iter().rev().take(3).map(|event| &event["type"]).collect();
+    assert_eq!(types, ["unit_fenced", "device_returned", "device_gone"]);
+    let known = bench.ok("notify_get_types", json!({})).await;
+    assert!(types.iter().all(|kind| known.as_array().unwrap().contains(kind)));
     for (method, member) in [
         ("framework_get_reactors", "reactors"),
         ("thread_get_stats", "threads"),

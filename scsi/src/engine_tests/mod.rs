@@ -3,6 +3,7 @@
 mod changes;
 mod cores;
 mod data;
+mod device;
 mod management;
 mod stress;
 mod world;

@@ -2,7 +2,7 @@
 //! queue; the test (or a random number) chooses.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use base::{BufferPool, CoreId, DataBuf, Instant, Limits, PoolClass, Prng};
@@ -18,7 +18,18 @@ pub(super) const BLOCK: usize = 512;
 pub(super) const BLOCKS: u64 = 256;
 pub(super) const UNIT: LogicalUnitId = LogicalUnitId(0);
 
-pub(super) struct FakeDevice;
+pub(super) struct FakeDevice(Mutex<Geometry>);
+
+impl FakeDevice {
+    pub(super) fn new(geometry: Geometry) -> Arc<FakeDevice> {
+        Arc::new(FakeDevice(Mutex::new(geometry)))
+    }
+
+    /// Gives it another shape; whoever wants to know is to be told.
+    pub(super) fn reshape(&self, change: impl FnOnce(&mut Geometry)) {
+        change(&mut self.0.lock().unwrap());
+    }
+}
 
 pub(super) fn geometry() -> Geometry {
     Geometry {
@@ -46,7 +57,7 @@ pub(super) fn geometry() -> Geometry {
 
 impl BlockDevice for FakeDevice {
     fn geometry(&self) -> Geometry {
-        geometry()
+        *self.0.lock().unwrap()
     }
     fn product_name(&self) -> &'static str {
         "fake"
@@ -129,10 +140,16 @@ pub(super) struct World {
     pub(super) open_fails_at: Option<usize>,
     /// Channels closed, by core.
     pub(super) closes: Vec<(usize, LogicalUnitId)>,
+    /// What unit 0 stands on.
+    pub(super) device: Arc<FakeDevice>,
 }
 
 /// Asks for another unit.
 pub(super) fn add_unit(unit: LogicalUnitId, home: u16) -> ControlRequest {
+    add_unit_of(unit, home, FakeDevice::new(geometry()))
+}
+
+fn add_unit_of(unit: LogicalUnitId, home: u16, device: Arc<FakeDevice>) -> ControlRequest {
     let identity = UnitIdentity {
         vendor: "POLLUX".into(),
         product: "disk".into(),
@@ -141,7 +158,7 @@ pub(super) fn add_unit(unit: LogicalUnitId, home: u16) -> ControlRequest {
         naa: [0x60; 16],
         uuid: [1; 16],
     };
-    ControlRequest::AddLogicalUnit { unit, home: CoreId(home), device: Arc::new(FakeDevice), identity }
+    ControlRequest::AddLogicalUnit { unit, home: CoreId(home), device, identity }
 }
 
 pub(super) fn limits() -> Limits {
@@ -165,6 +182,17 @@ impl World {
 
     /// `buffers` bursts for each core; unit 0 at LUN 0 of target 0, its home on the last core.
     pub(super) fn with(cores: u16, limits: Limits, buffers: u32) -> World {
+        World::on(FakeDevice::new(geometry()), cores, limits, buffers)
+    }
+
+    /// The same, on a device of this shape.
+    pub(super) fn shaped(cores: u16, change: impl FnOnce(&mut Geometry)) -> World {
+        let device = FakeDevice::new(geometry());
+        device.reshape(change);
+        World::on(device, cores, limits(), 32)
+    }
+
+    fn on(device: Arc<FakeDevice>, cores: u16, limits: Limits, buffers: u32) -> World {
         let made = (0..cores).map(|core| {
             let pool = BufferPool::plain(&[PoolClass { size: limits.burst_length_bytes, count: buffers }]);
             let target = Target::new(CoreId(core), cores, limits.clone(), pool.clone());
@@ -195,9 +223,10 @@ impl World {
             lun: Lun::ZERO,
             open_fails_at: None,
             closes: Vec::new(),
+            device: Arc::clone(&device),
         };
         let home = usize::from(cores - 1);
-        world.control(home, 1, add_unit(UNIT, cores - 1));
+        world.control(home, 1, add_unit_of(UNIT, cores - 1, device));
         world.settle();
         let map = LunMap { mappings: vec![LunMapping { lun: Lun::ZERO, unit: UNIT, read_only: false }] };
         world.control(0, 2, ControlRequest::SetLunMap { target: TargetDeviceId(0), map: Arc::new(map) });

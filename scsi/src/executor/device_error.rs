@@ -3,7 +3,9 @@
 use bdev::BlockError;
 use wire::scsi::{Sense, SenseKey};
 
-use crate::{Effect, LogicalUnitId, Notification, Target};
+use crate::message::{Change, MediumChange, Message};
+use crate::target::TicketHolder;
+use crate::{Effect, LogicalUnitId, Notification, Target, UnitState};
 
 /// What the device was asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,13 +48,30 @@ pub(crate) fn sense(error: BlockError, access: Access, lba: u64) -> Sense {
 }
 
 impl Target {
-    /// Tells the control plane of errors that a person should know about.
+    /// Tells the control plane of errors that a person should know about, and the home core that a device is gone.
     pub(super) fn notify_error(&mut self, unit: LogicalUnitId, error: BlockError) {
         let notification = match error {
             BlockError::FlushFailed => Notification::FlushFailed { unit },
-            BlockError::Medium { .. } => Notification::MediumError { unit },
+            BlockError::Medium { .. } | BlockError::Protection { .. } | BlockError::Internal => {
+                Notification::MediumError { unit }
+            }
+            BlockError::Gone => return self.device_lost(unit),
             _ => return,
         };
         self.effects.push_back(Effect::Notify(notification));
+    }
+
+    /// The unit has no medium from now on, on every core; the first request that fails asks for that.
+    fn device_lost(&mut self, unit: LogicalUnitId) {
+        let Some(found) = self.unit_mut(unit) else { return };
+        if !matches!(found.view.state, UnitState::Ready | UnitState::Stopped)
+            || std::mem::replace(&mut found.lost, true)
+        {
+            return;
+        }
+        let (home, epoch) = (found.home_core, found.view.epoch);
+        let ticket = self.ticket(TicketHolder::Nobody);
+        let change = Change::Medium(MediumChange::Lost { epoch });
+        self.send(home, Message::ChangeRequested { unit, ticket, change, origin: None });
     }
 }

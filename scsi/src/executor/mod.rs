@@ -20,6 +20,9 @@ pub(crate) use device_error::Access;
 /// DATA PHASE ERROR: the port delivered another length than was asked for.
 const DATA_PHASE_ERROR: Sense = Sense::new(SenseKey::AbortedCommand, 0x4B, 0x00);
 
+/// Zero-writes and verifications go out in pieces of at most this many blocks, so that an abort does not wait long.
+const PIECE_BLOCKS: u64 = 1 << 20;
+
 impl Target {
     /// Begins the work of a task whose turn has come.
     pub(crate) fn begin(&mut self, id: TaskId, plan: Plan) {
@@ -69,6 +72,9 @@ impl Target {
         match task.plan {
             _ if task.step == Step::Flushing => {}
             Ok(Plan::Read { lba, .. }) => self.advance_read(id, lba, true),
+            Ok(Plan::VerifyMedium { lba, .. }) if self.capabilities(task.unit).verify => {
+                self.advance_verify(id, lba);
+            }
             Ok(Plan::VerifyMedium { lba, .. }) => self.advance_read(id, lba, false),
             Ok(Plan::Write { lba, fua, .. }) => self.advance_write(id, lba, fua),
             Ok(plan) => self.advance_stepped(id, plan),
@@ -84,6 +90,11 @@ impl Target {
 
     fn block_size(&self, unit: Option<LogicalUnitId>) -> u32 {
         unit.and_then(|unit| self.unit(unit)).map_or(1, |unit| unit.view.geometry.block_size.max(1))
+    }
+
+    /// What the unit's device does beyond the ordinary.
+    fn capabilities(&self, unit: Option<LogicalUnitId>) -> bdev::Capabilities {
+        unit.and_then(|unit| self.unit(unit)).map(|unit| unit.view.geometry.capabilities).unwrap_or_default()
     }
 
     /// True when a write must reach stable media before it is answered: FUA, or no write cache allowed.
@@ -152,11 +163,19 @@ impl Target {
                     return self.end(id, Status::CheckCondition, failure);
                 }
             }
+            Ok(Plan::VerifyMedium { lba, .. }) if task.step == Step::Verifying => {
+                task.step = Step::Begin;
+                if let Err(error) = io.result {
+                    let at = lba.saturating_add(task.done);
+                    task.fail(device_error::sense(error, Access::Read, at));
+                }
+            }
             Ok(Plan::Read { lba, .. } | Plan::VerifyMedium { lba, .. }) => {
                 self.burst_read(id, burst, lba, io);
             }
             Ok(Plan::Write { lba, .. }) => self.burst_written(id, burst, lba, io),
-            Ok(Plan::Change(_)) => match io.result {
+            // The flush that goes with a change.
+            Ok(Plan::Change(_) | Plan::ParameterOut { .. }) => match io.result {
                 Ok(_) => self.end(id, Status::Good, None),
                 Err(error) => {
                     let sense = device_error::sense(error, Access::Write, 0);
@@ -229,6 +248,7 @@ impl Target {
         task.ticket = None;
         task.phase = TaskPhase::Running;
         let (abort, plan, unit, nexus) = (task.abort, task.plan, task.unit, task.nexus);
+        let flushes = task.step == Step::Flushing;
         if abort != Abort::No {
             let is_lost = self.nexuses.get(nexus.0).is_none_or(|nexus| nexus.closing);
             if let (Ok(Plan::Change(UnitChange::PreventRemoval(true))), Some(unit), true) =
@@ -240,8 +260,11 @@ impl Target {
             return self.settle(id);
         }
         match result {
-            // What the unit answered while it ran is in the cache; now that it is stopped, nothing more comes.
-            Ok(()) if matches!(plan, Ok(Plan::Change(UnitChange::StartStop { flush: true, .. }))) => {
+            // What the unit answered before is in the cache; now that it is stopped, or that every write is forced, nothing
+            // more comes.
+            Ok(())
+                if flushes || matches!(plan, Ok(Plan::Change(UnitChange::StartStop { flush: true, .. }))) =>
+            {
                 self.submit_step(id, BlockOp::Flush, 0, 0, None);
             }
             Ok(()) => self.end(id, Status::Good, None),

@@ -6,7 +6,7 @@ use wire::scsi::Status;
 use crate::parameter;
 use crate::target::environment;
 use crate::task::{BurstPhase, Step};
-use crate::{Effect, ParameterIn, ParameterOut, Target, TaskId, UnitState};
+use crate::{Effect, ParameterIn, ParameterOut, Target, TaskId, UnitChange, UnitState};
 
 impl Target {
     /// Renders parameter data and sends it, with the status.
@@ -70,7 +70,15 @@ impl Target {
                 let Some(nexus) = self.nexuses.get(task.nexus.0) else { return };
                 let environment = environment(&self.units, nexus, &self.limits, task);
                 match kind.apply(&environment, list.as_deref().unwrap_or(&[])) {
-                    Ok(Some(change)) => self.park(id, change),
+                    Ok(Some(change)) => {
+                        if let UnitChange::ModePages { before, after } = change
+                            && before.write_cache_enabled
+                            && !after.write_cache_enabled
+                        {
+                            task.step = Step::Flushing;
+                        }
+                        self.park(id, change);
+                    }
                     Ok(None) => self.end(id, Status::Good, None),
                     Err(sense) => task.fail(sense),
                 }

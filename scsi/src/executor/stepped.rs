@@ -6,12 +6,9 @@ use base::DataBuf;
 use bdev::{BlockOp, IoCompletion};
 use wire::scsi::{Sense, SenseKey, Status};
 
-use super::{Access, DATA_PHASE_ERROR, device_error};
+use super::{Access, DATA_PHASE_ERROR, PIECE_BLOCKS, device_error};
 use crate::task::{Step, TaskPhase};
 use crate::{Effect, Plan, Target, TaskId};
-
-/// Zero-writes and discards go out in pieces of at most this many blocks, so that an abort does not wait long.
-const PIECE_BLOCKS: u64 = 1 << 20;
 
 impl Target {
     /// Sets the bounds of a stepped command.
@@ -24,7 +21,9 @@ impl Target {
             Plan::VerifyCompare { blocks, one_block: false, .. }
             | Plan::WriteAndVerify { blocks, .. }
             | Plan::OrWrite { blocks, .. } => u64::from(blocks).min(out / block_size),
-            Plan::VerifyCompare { blocks, .. } | Plan::CompareAndWrite { blocks, .. } => u64::from(blocks),
+            Plan::VerifyCompare { blocks, .. }
+            | Plan::CompareAndWrite { blocks, .. }
+            | Plan::WriteAtomic { blocks, .. } => u64::from(blocks),
             Plan::WriteSame { blocks, .. } => blocks,
             _ => 0,
         };
@@ -33,11 +32,17 @@ impl Target {
                 block_size
             }
             Plan::CompareAndWrite { blocks, .. } => u64::from(blocks) * block_size * 2,
+            Plan::WriteAtomic { blocks, .. } => u64::from(blocks) * block_size,
             _ => 0,
         };
-        let too_long =
-            matches!(plan, Plan::CompareAndWrite { .. } | Plan::Unmap { .. } | Plan::ParameterOut { .. })
-                && out > u64::from(self.limits.burst_length_bytes);
+        let one_burst = matches!(
+            plan,
+            Plan::CompareAndWrite { .. }
+                | Plan::WriteAtomic { .. }
+                | Plan::Unmap { .. }
+                | Plan::ParameterOut { .. }
+        );
+        let too_long = one_burst && out > u64::from(self.limits.burst_length_bytes);
         if (task.end > 0 && out < needs) || too_long {
             // The initiator brings less than the command cannot do without.
             task.fail(Sense::invalid_field_in_cdb(0, None));
@@ -62,6 +67,7 @@ impl Target {
                 Plan::CompareAndWrite { lba, blocks, fua } => {
                     self.step_compare_and_write(id, lba, blocks, fua)
                 }
+                Plan::WriteAtomic { lba, blocks, fua } => self.step_write_atomic(id, lba, blocks, fua),
                 Plan::WriteSame { lba, unmap, no_data_out, .. } => {
                     self.step_write_same(id, lba, unmap, no_data_out)
                 }
@@ -237,9 +243,17 @@ impl Target {
                 task.step = Step::Filling;
                 return;
             }
+            if step == Step::Comparing && error == bdev::BlockError::Miscompare {
+                task.bursts[0].data = io.data;
+                task.step = Step::Locating;
+                return;
+            }
             let lba = plan_lba(&plan).saturating_add(task.next);
-            let access =
-                if matches!(step, Step::Reading | Step::ReadingBack) { Access::Read } else { Access::Write };
+            let reads = matches!(
+                step,
+                Step::Reading | Step::ReadingBack | Step::Comparing | Step::Locating | Step::Verifying
+            );
+            let access = if reads { Access::Read } else { Access::Write };
             return task.fail(device_error::sense(error, access, lba));
         }
         match step {
@@ -247,6 +261,15 @@ impl Target {
                 task.bursts[1].data = io.data;
                 task.step = Step::HaveBoth;
             }
+            Step::Comparing => {
+                task.bursts[0].data = io.data;
+                task.step = Step::Compared;
+            }
+            Step::Locating => {
+                task.bursts[1].data = io.data;
+                task.step = Step::Located;
+            }
+            Step::Verifying => task.step = Step::Compared,
             Step::Writing => {
                 let to_first = matches!(plan, Plan::WriteAndVerify { .. });
                 task.bursts[usize::from(!to_first)].data = io.data;
@@ -283,6 +306,7 @@ impl Target {
         let Some((lba, blocks, bytes, offset)) = self.chunk(id, lba) else { return };
         let Some(task) = self.tasks.get(id.0) else { return };
         let (step, unit, is_last_chunk) = (task.step, task.unit, task.next == 0 && blocks == task.end);
+        let able = self.capabilities(unit);
         let one_block = matches!(plan, Plan::VerifyCompare { one_block: true, .. });
         match (step, plan) {
             (Step::Begin, _) if blocks == 0 => self.end(id, Status::Good, None),
@@ -304,10 +328,32 @@ impl Target {
                 self.set_step(id, Step::Writing);
                 self.submit_step(id, BlockOp::Write { fua: true }, lba, blocks, data);
             }
+            // The device compares: no data comes back, unless there is a difference to be found.
+            (Step::Received, Plan::VerifyCompare { one_block: false, .. })
+            | (Step::Written, Plan::WriteAndVerify { compare: true, .. })
+                if able.compare =>
+            {
+                let data = self.take_first(id);
+                self.set_step(id, Step::Comparing);
+                self.submit_step(id, BlockOp::Compare, lba, blocks, data);
+            }
+            (Step::Compared, _) => self.next_chunk(id, blocks),
+            (Step::Locating, _) => {
+                let data = self.take_second(id);
+                self.submit_step(id, BlockOp::Read, lba, blocks, data);
+            }
+            (Step::Located, _) => {
+                let at = self.first_difference(id, false).map(|at| offset + at as u64);
+                self.miscompare(id, at);
+            }
             (Step::Received, _) => {
                 let data = self.take_second(id);
                 self.set_step(id, Step::Reading);
                 self.submit_step(id, BlockOp::Read, lba, blocks, data);
+            }
+            (Step::Written, Plan::WriteAndVerify { compare: false, .. }) if able.verify => {
+                self.set_step(id, Step::Verifying);
+                self.submit_step(id, BlockOp::Verify, lba, blocks, None);
             }
             (Step::Written, Plan::WriteAndVerify { .. }) => {
                 let data = self.take_second(id);
@@ -331,7 +377,7 @@ impl Target {
             (Step::HaveBoth, Plan::WriteAndVerify { compare: false, .. }) => self.next_chunk(id, blocks),
             (Step::HaveBoth, _) => match self.first_difference(id, one_block) {
                 None => self.next_chunk(id, blocks),
-                Some(at) => self.miscompare(id, offset + at as u64),
+                Some(at) => self.miscompare(id, Some(offset + at as u64)),
             },
             _ => {}
         }
@@ -357,10 +403,29 @@ impl Target {
         })
     }
 
-    /// MISCOMPARE DURING VERIFY OPERATION; INFORMATION is the offset of the first byte that differs (SBC-4 §5.3).
-    fn miscompare(&mut self, id: TaskId, offset: u64) {
+    /// MISCOMPARE DURING VERIFY OPERATION; INFORMATION is the offset of the first byte that differs (SBC-4 §5.3). Not
+    /// known when the device found a difference that was not there any more when the blocks were read.
+    fn miscompare(&mut self, id: TaskId, offset: Option<u64>) {
         if let Some(task) = self.tasks.get_mut(id.0) {
-            task.fail(Sense { information: Some(offset), ..Sense::new(SenseKey::Miscompare, 0x1D, 0x00) });
+            task.fail(Sense { information: offset, ..Sense::new(SenseKey::Miscompare, 0x1D, 0x00) });
+        }
+    }
+
+    /// The whole of it is one request: whatever happens to it happens to all of its blocks.
+    fn step_write_atomic(&mut self, id: TaskId, lba: u64, blocks: u32, fua: bool) {
+        let Some(task) = self.tasks.get(id.0) else { return };
+        let (step, unit) = (task.step, task.unit);
+        match step {
+            Step::Begin if blocks == 0 => self.end(id, Status::Good, None),
+            Step::Begin => self.obtain(id, 0, blocks * self.block_size(unit), 0, true),
+            Step::Received => {
+                let data = self.take_first(id);
+                self.set_step(id, Step::Writing);
+                let op = BlockOp::Write { fua: self.is_forced(unit, fua) };
+                self.submit_step(id, op, lba, u64::from(blocks), data);
+            }
+            Step::Written => self.end(id, Status::Good, None),
+            _ => {}
         }
     }
 
@@ -379,7 +444,7 @@ impl Target {
                 self.submit_step(id, BlockOp::Read, lba, u64::from(blocks), data);
             }
             Step::HaveBoth => match self.first_difference(id, false) {
-                Some(at) => self.miscompare(id, at as u64),
+                Some(at) => self.miscompare(id, Some(at as u64)),
                 None => {
                     let data = self.take_first(id).map(|mut first| {
                         drop(first.split_to(first.len().min(bytes as usize)));
@@ -505,6 +570,7 @@ fn plan_lba(plan: &Plan) -> u64 {
         | Plan::WriteAndVerify { lba, .. }
         | Plan::OrWrite { lba, .. }
         | Plan::CompareAndWrite { lba, .. }
+        | Plan::WriteAtomic { lba, .. }
         | Plan::WriteSame { lba, .. }
         | Plan::Synchronize { lba, .. }
         | Plan::LbaStatus { lba, .. } => lba,

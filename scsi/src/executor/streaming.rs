@@ -4,8 +4,8 @@ use base::DataBuf;
 use bdev::{BlockOp, IoCompletion};
 use wire::scsi::{Sense, Status};
 
-use super::{Access, DATA_PHASE_ERROR, device_error};
-use crate::task::{Burst, BurstPhase};
+use super::{Access, DATA_PHASE_ERROR, PIECE_BLOCKS, device_error};
+use crate::task::{Burst, BurstPhase, Step};
 use crate::{Effect, Target, TaskId};
 
 impl Target {
@@ -27,6 +27,28 @@ impl Target {
         if self.tasks.get(id.0).is_some_and(|task| task.next >= task.end && task.device_ios == 0) {
             self.end(id, Status::Good, None);
         }
+    }
+
+    /// VERIFY by the device itself: piece after piece, so that an abort does not wait long. `done` is the first block of
+    /// the piece that is out.
+    pub(super) fn advance_verify(&mut self, id: TaskId, lba: u64) {
+        if self.end_if_failed(id) {
+            return;
+        }
+        let Some(task) = self.tasks.get(id.0) else { return };
+        if task.device_ios > 0 {
+            return;
+        }
+        if task.next >= task.end {
+            return self.end(id, Status::Good, None);
+        }
+        let size = u64::from(self.block_size(task.unit));
+        let Some(task) = self.tasks.get_mut(id.0) else { return };
+        let (first, blocks) = (task.next / size, ((task.end - task.next) / size).min(PIECE_BLOCKS));
+        task.done = first;
+        task.next += blocks * size;
+        task.step = Step::Verifying;
+        self.submit_step(id, BlockOp::Verify, lba.saturating_add(first), blocks, None);
     }
 
     fn begin_reads(&mut self, id: TaskId, lba: u64, block_size: u32, burst_bytes: u32) {

@@ -31,6 +31,38 @@ pub fn compare_and_write_blocks_max(unit: &UnitView, burst_length_bytes: u32) ->
     u8::try_from(u64::from(burst_length_bytes) / pair).unwrap_or(u8::MAX)
 }
 
+/// What WRITE ATOMIC (16) takes of a unit: the ATOMIC fields of the Block Limits page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AtomicLimits {
+    /// MAXIMUM ATOMIC TRANSFER LENGTH.
+    pub(crate) blocks_max: u32,
+    /// ATOMIC ALIGNMENT; 0: any.
+    pub(crate) alignment_blocks: u32,
+    /// ATOMIC TRANSFER LENGTH GRANULARITY; 0: any.
+    pub(crate) granularity_blocks: u32,
+}
+
+/// The atomic writes that the device promises and that fit in one burst; `None` when that is no block at all. A device
+/// with boundaries gets an alignment that keeps every write inside them: SCSI knows no boundary on the medium.
+pub(crate) fn atomic_limits(unit: &UnitView, burst_length_bytes: u32) -> Option<AtomicLimits> {
+    let atomic = unit.geometry.atomic;
+    let granularity = atomic.granularity_blocks.max(1);
+    let in_burst = burst_length_bytes / unit.geometry.block_size.max(1);
+    // TRANSFER LENGTH has 16 bits.
+    let most = atomic.blocks_max.min(in_burst).min(transfer_blocks_max(unit)).min(u32::from(u16::MAX));
+    let (most, alignment_blocks) = match atomic.boundary_blocks {
+        0 => (most, 0),
+        boundary => {
+            // The greatest power of two that divides the boundary, and any smaller one, never leads across it.
+            let fitting = 1 << most.checked_ilog2()?.min(boundary.trailing_zeros());
+            (fitting, if fitting > 1 { fitting } else { 0 })
+        }
+    };
+    let blocks_max = most - most % granularity;
+    let granularity_blocks = if granularity > 1 { granularity } else { 0 };
+    (blocks_max > 0).then_some(AtomicLimits { blocks_max, alignment_blocks, granularity_blocks })
+}
+
 /// LOGICAL BLOCK ADDRESS OUT OF RANGE.
 const LBA_OUT_OF_RANGE: Sense = Sense::new(SenseKey::IllegalRequest, 0x21, 0x00);
 
@@ -219,6 +251,25 @@ pub(crate) fn compare_and_write(cdb: &Cdb, environment: &Environment<'_>) -> Res
     Ok(Plan::CompareAndWrite { lba, blocks: u32::from(blocks), fua: cdb.u8_at(1) & FUA != 0 })
 }
 
+pub(crate) fn write_atomic_16(cdb: &Cdb, environment: &Environment<'_>) -> Result<Plan, Sense> {
+    let unit = unit(environment)?;
+    let (lba, boundary, blocks) = (cdb.u64_at(2), cdb.u16_at(10), u32::from(cdb.u16_at(12)));
+    check_range(unit, lba, u64::from(blocks))?;
+    if boundary != 0 {
+        // MAXIMUM ATOMIC BOUNDARY SIZE is zero: not more than one atomic write operation.
+        return Err(Sense::invalid_field_in_cdb(10, None));
+    }
+    let limits = atomic_limits(unit, environment.limits.burst_length_bytes);
+    let limits = limits.ok_or(Sense::new(SenseKey::IllegalRequest, 0x20, 0x00))?;
+    if blocks > limits.blocks_max || !blocks.is_multiple_of(limits.granularity_blocks.max(1)) {
+        return Err(Sense::invalid_field_in_cdb(12, None));
+    }
+    if !lba.is_multiple_of(u64::from(limits.alignment_blocks.max(1))) {
+        return Err(Sense::invalid_field_in_cdb(2, None));
+    }
+    Ok(Plan::WriteAtomic { lba, blocks, fua: cdb.u8_at(1) & FUA != 0 })
+}
+
 pub(crate) fn orwrite_16(cdb: &Cdb, environment: &Environment<'_>) -> Result<Plan, Sense> {
     let (lba, blocks) = transfer(cdb, environment, Shape::Sixteen)?;
     Ok(Plan::OrWrite { lba, blocks, fua: cdb.u8_at(1) & FUA != 0 })
@@ -374,6 +425,55 @@ mod tests {
         assert_eq!(planned.check_data_out(&environment, &command, None), Ok(()));
         let refused = Err(Sense::invalid_field_in_cdb(13, None));
         assert_eq!(planned.check_data_out(&environment, &command, Some(32 * 1024)), refused);
+    }
+
+    #[test]
+    fn atomic_writes_keep_to_the_promise_of_the_device() {
+        let mut world = World::new();
+        let mut ask = |blocks_max, boundary_blocks, granularity_blocks| {
+            let unit = world.unit.as_mut().expect("a unit");
+            unit.geometry.atomic = bdev::AtomicWrites { blocks_max, boundary_blocks, granularity_blocks };
+            atomic_limits(unit, 256 * 1024).map(|l| (l.blocks_max, l.alignment_blocks, l.granularity_blocks))
+        };
+        assert_eq!(ask(0, 0, 0), None);
+        assert_eq!(ask(u32::MAX, 0, 1), Some((512, 0, 0)));
+        assert_eq!(ask(33, 0, 4), Some((32, 0, 4)));
+        assert_eq!(ask(3, 0, 4), None);
+        assert_eq!(ask(8, 8, 1), Some((8, 8, 0)));
+        assert_eq!(ask(100, 48, 16), Some((16, 16, 16)));
+        assert_eq!(ask(100, 7, 1), Some((1, 0, 0)));
+        assert_eq!(ask(u32::MAX, 1 << 20, 0), Some((512, 512, 0)));
+    }
+
+    #[test]
+    fn atomic_writes_beyond_the_limits_are_refused_where_it_is_wrong() {
+        let mut world = World::new();
+        if let Some(unit) = world.unit.as_mut() {
+            unit.geometry.atomic =
+                bdev::AtomicWrites { blocks_max: 64, boundary_blocks: 32, granularity_blocks: 4 };
+        }
+        let ask = |lba: u64, boundary: u16, blocks: u16| {
+            let mut cdb = sixteen(0x9C, 0x08, lba, 0);
+            cdb[10..12].copy_from_slice(&boundary.to_be_bytes());
+            cdb[12..14].copy_from_slice(&blocks.to_be_bytes());
+            plan(&cdb, &world)
+        };
+        let at = |byte| Err(Sense::invalid_field_in_cdb(byte, None));
+        let good = Plan::WriteAtomic { lba: 64, blocks: 32, fua: true };
+        assert_eq!(ask(64, 0, 32), Ok(good));
+        assert_eq!(good.data_lengths(&world.environment()), (0, 32 * 512));
+        assert!(ask(32, 0, 4).is_ok() && ask(0, 0, 0).is_ok());
+        assert_eq!((ask(0, 0, 33), ask(0, 0, 3), ask(4, 0, 4)), (at(12), at(12), at(2)));
+        assert_eq!(ask(0, 4, 4), at(10));
+        assert_eq!((ask(2048, 0, 4), ask(u64::MAX, 0, 8)), (Err(LBA_OUT_OF_RANGE), Err(LBA_OUT_OF_RANGE)));
+        let refused =
+            good.check_data_out(&world.environment(), &Cdb::new(&sixteen(0x9C, 0, 64, 32)), Some(512));
+        assert_eq!(refused, Err(Sense::invalid_field_in_cdb(12, None)));
+        if let Some(unit) = world.unit.as_mut() {
+            unit.geometry.atomic.blocks_max = 0;
+        }
+        let none = plan(&sixteen(0x9C, 0, 0, 0), &world);
+        assert_eq!(none, Err(Sense::new(SenseKey::IllegalRequest, 0x20, 0x00)));
     }
 
     #[test]

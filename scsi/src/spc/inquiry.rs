@@ -104,19 +104,34 @@ fn device_identification(
         return vpd::emit_device_identification(peripheral, nexus.protocol, &of_target, out);
     };
     let identity = &unit.identity;
+    let given = unit.device.0.identity();
     let [relative, port, device] = of_target;
-    let designators = [
-        (Association::LogicalUnit, Designator::Naa(&identity.naa)),
-        (
-            Association::LogicalUnit,
-            Designator::T10VendorId { vendor: &identity.vendor, identifier: &identity.serial },
-        ),
-        (Association::LogicalUnit, Designator::Uuid(&identity.uuid)),
+    let of_unit = |designator| (Association::LogicalUnit, designator);
+    // Our own names first, in the order they always had; then those that the device was given by its maker.
+    let mut designators = [
+        of_unit(Designator::Naa(&identity.naa)),
+        of_unit(Designator::T10VendorId { vendor: &identity.vendor, identifier: &identity.serial }),
+        of_unit(Designator::Uuid(&identity.uuid)),
         relative,
         port,
         device,
+        // Places for the device's.
+        relative,
+        relative,
+        relative,
     ];
-    vpd::emit_device_identification(peripheral, nexus.protocol, &designators, out)
+    let nguid = given.nguid.as_ref().map(|bytes| Designator::Eui64(bytes));
+    let eui64 = given.eui64.as_ref().map(|bytes| Designator::Eui64(bytes));
+    let uuid = given.uuid.as_ref().filter(|bytes| **bytes != identity.uuid).map(Designator::Uuid);
+    let mut count = 6;
+    for designator in [nguid, eui64, uuid].into_iter().flatten() {
+        if let Some(place) = designators.get_mut(count) {
+            *place = of_unit(designator);
+            count += 1;
+        }
+    }
+    let designators = designators.get(..count).unwrap_or(&designators);
+    vpd::emit_device_identification(peripheral, nexus.protocol, designators, out)
 }
 
 fn block_limits(unit: &UnitView, environment: &Environment<'_>) -> BlockLimits {
@@ -133,6 +148,11 @@ fn block_limits(unit: &UnitView, environment: &Environment<'_>) -> BlockLimits {
         optimal_transfer_blocks: geometry.optimal_transfer_blocks.min(transfer_blocks_max),
         ..BlockLimits::default()
     };
+    if let Some(atomic) = sbc::atomic_limits(unit, environment.limits.burst_length_bytes) {
+        limits.atomic_blocks_max = atomic.blocks_max;
+        limits.atomic_alignment_blocks = atomic.alignment_blocks;
+        limits.atomic_granularity_blocks = atomic.granularity_blocks;
+    }
     if provisioning.discard {
         limits.unmap_blocks_max = sbc::unmap_blocks_max(unit);
         limits.unmap_descriptors_max = sbc::UNMAP_DESCRIPTORS_MAX;
@@ -222,21 +242,44 @@ mod tests {
         }
         let limits = inquiry(true, 0xB0, 255, &world).expect("page B0h");
         assert_eq!(limits[20..36], [0; 16]);
+        // MAXIMUM ATOMIC TRANSFER LENGTH, ATOMIC ALIGNMENT, ATOMIC TRANSFER LENGTH GRANULARITY, and no boundaries.
+        assert_eq!(limits[44..64], [0, 0, 0, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        if let Some(unit) = world.unit.as_mut() {
+            unit.geometry.atomic =
+                bdev::AtomicWrites { blocks_max: 200, boundary_blocks: 128, granularity_blocks: 8 };
+        }
+        let limits = inquiry(true, 0xB0, 255, &world).expect("page B0h");
+        assert_eq!(limits[44..56], [0, 0, 0, 128, 0, 0, 0, 128, 0, 0, 0, 8]);
+        if let Some(unit) = world.unit.as_mut() {
+            unit.geometry.atomic.blocks_max = 0;
+        }
+        let limits = inquiry(true, 0xB0, 255, &world).expect("page B0h");
+        assert_eq!(limits[44..56], [0; 12]);
         assert_eq!(inquiry(true, 0xB2, 255, &world).map(|data| data[5]), Ok(0));
     }
 
     #[test]
     fn the_device_and_its_port_are_named() {
-        let world = World::new();
-        let data = inquiry(true, 0x83, 4096, &world).expect("page 83h");
-        let mut rest = &data[4..];
-        let mut found = Vec::new();
-        while let [first, second, _, length, after @ ..] = rest {
-            let (body, next) = after.split_at(usize::from(*length));
-            found.push((*first, *second, body.to_vec()));
-            rest = next;
-        }
+        let mut world = World::new();
+        let ask = |world: &World| {
+            let data = inquiry(true, 0x83, 4096, world).expect("page 83h");
+            let mut rest = &data[4..];
+            let mut found = Vec::new();
+            while let [first, second, _, length, after @ ..] = rest {
+                let (body, next) = after.split_at(usize::from(*length));
+                found.push((*first, *second, body.to_vec()));
+                rest = next;
+            }
+            found
+        };
+        let all = ask(&world);
+        world.set_device(crate::fuzz::Described::default());
+        let found = ask(&world);
         assert_eq!(found.len(), 6);
+        assert_eq!(all[..6], found, "the device's names change nothing about ours");
+        let uuid = [vec![0x10, 0], vec![0x44; 16]].concat();
+        let given = [(1, 2, vec![0x22; 16]), (1, 2, vec![0x33; 8]), (1, 0xA, uuid)];
+        assert_eq!(all[6..], given);
         assert_eq!(found[0], (0x01, 0x03, vec![0x60; 16]));
         assert_eq!(found[1], (0x02, 0x01, b"POLLUX  0123456789".to_vec()));
         assert_eq!(found[3], (0x51, 0x94, vec![0, 0, 0, 1]));

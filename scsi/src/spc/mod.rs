@@ -2,15 +2,17 @@
 //! the REPORT commands.
 
 mod inquiry;
+mod log;
 mod mode;
 mod report;
 
 use wire::scsi::{Cdb, Sense, SenseKey, Status};
 
 pub(crate) use inquiry::{inquiry_data, vital_product_data};
+pub(crate) use log::{log_data, log_sense};
 pub(crate) use mode::{ModeSense, mode_select, mode_sense_data};
 pub(crate) use report::{
-    log_data, report_luns_data, request_sense_data, supported_operation_codes_data,
+    report_luns_data, request_sense_data, supported_operation_codes_data,
     supported_task_management_functions_data,
 };
 
@@ -98,23 +100,6 @@ fn mode_sense(
 /// The default self-test: the unit answers, so it passes. Everything else is refused by the usage data.
 pub(crate) fn send_diagnostic(_: &Cdb, _: &Environment<'_>) -> Result<Plan, Sense> {
     Ok(Plan::Finish(Status::Good))
-}
-
-pub(crate) fn log_sense(cdb: &Cdb, _: &Environment<'_>) -> Result<Plan, Sense> {
-    let (page, subpage) = (cdb.u8_at(2) & 0x3F, cdb.u8_at(3));
-    // Supported Log Pages, and Supported Log Pages and Subpages; their PC is ignored (SPC-5 §7.3.2).
-    if page != 0x00 {
-        return Err(Sense::invalid_field_in_cdb(2, Some(5)));
-    }
-    if !matches!(subpage, 0x00 | 0xFF) {
-        return Err(Sense::invalid_field_in_cdb(3, None));
-    }
-    if cdb.u16_at(5) != 0 {
-        // PARAMETER POINTER: these pages have no parameters.
-        return Err(Sense::invalid_field_in_cdb(5, None));
-    }
-    let kind = ParameterIn::LogSense { subpage };
-    Ok(Plan::ParameterIn { kind, allocation_length: u32::from(cdb.u16_at(7)) })
 }
 
 pub(crate) fn report_luns(cdb: &Cdb, _: &Environment<'_>) -> Result<Plan, Sense> {

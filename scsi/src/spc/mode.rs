@@ -60,13 +60,16 @@ impl Page {
 }
 
 /// The page as it is with these values.
-fn page_bytes(code: u8, subpage: u8, values: &ModePages) -> Option<Page> {
+fn page_bytes(code: u8, subpage: u8, values: &ModePages, unit: &UnitView) -> Option<Page> {
     Some(match (code, subpage) {
         (page::READ_WRITE_ERROR_RECOVERY, 0) => Page::new(&mode::read_write_error_recovery()),
         (page::CACHING, 0) => Page::new(&mode::caching(values.write_cache_enabled)),
         (page::CONTROL, 0) => Page::new(&control(values).bytes()),
         (page::CONTROL, 1) => Page::new(&mode::control_extension()),
-        (page::INFORMATIONAL_EXCEPTIONS, 0) => Page::new(&mode::informational_exceptions()),
+        (page::INFORMATIONAL_EXCEPTIONS, 0) => {
+            let reported = unit.device.0.health().is_some();
+            Page::new(&mode::informational_exceptions(reported))
+        }
         _ => return None,
     })
 }
@@ -115,8 +118,8 @@ fn changeable(code: u8, subpage: u8, unit: &UnitView) -> Option<Page> {
         software_write_protect: true,
         task_aborted_status: true,
     };
-    let mut mask = page_bytes(code, subpage, &all)?;
-    let base = page_bytes(code, subpage, &none)?;
+    let mut mask = page_bytes(code, subpage, &all, unit)?;
+    let base = page_bytes(code, subpage, &none, unit)?;
     let header = header_length(code, subpage);
     for (bit, base) in mask.bytes.iter_mut().zip(base.bytes).skip(header) {
         *bit ^= base;
@@ -163,8 +166,8 @@ pub(crate) fn mode_sense_data(
             continue;
         }
         let page = match request.control {
-            PageControl::Current => page_bytes(code, subpage, &current_values(unit)),
-            PageControl::Default => page_bytes(code, subpage, &default_values(unit)),
+            PageControl::Current => page_bytes(code, subpage, &current_values(unit), unit),
+            PageControl::Default => page_bytes(code, subpage, &default_values(unit), unit),
             PageControl::Changeable => changeable(code, subpage, unit),
         };
         if let Some(page) = page {
@@ -255,7 +258,8 @@ fn select_page(
         [_, 0, ..] => return Err(invalid(at + 1, None)),
         _ => return Err(LENGTH_ERROR),
     };
-    let (Some(current), Some(mask)) = (page_bytes(code, subpage, &values), changeable(code, subpage, unit))
+    let (Some(current), Some(mask)) =
+        (page_bytes(code, subpage, &values, unit), changeable(code, subpage, unit))
     else {
         return Err(invalid(at, Some(5)));
     };

@@ -1,18 +1,22 @@
-//! REPORT commands, REQUEST SENSE and LOG SENSE parameter data.
+//! REPORT commands and REQUEST SENSE parameter data.
 
 use wire::scsi::{Lun, Sense, SenseKey, Writer, parameter_data};
 
 use crate::command_table::{CommandEntry, Found, commands, find};
 use crate::{Environment, UnitState};
 
-/// REQUEST SENSE: the pending sense data, or what would be said of the unit's state, or NO SENSE.
+/// REQUEST SENSE: the pending sense data, or what would be said of the unit's state, or NO SENSE with what the device
+/// warns of (MRIE 6 of the Informational Exceptions Control page), if it does.
 pub(crate) fn request_sense_data(descriptor: bool, environment: &Environment<'_>, out: &mut [u8]) -> usize {
     let sense = environment.pending_sense.unwrap_or_else(|| match environment.unit.map(|unit| unit.state) {
         None if environment.lun != Lun::REPORT_LUNS => Sense::new(SenseKey::IllegalRequest, 0x25, 0x00),
         Some(UnitState::Stopped) => Sense::new(SenseKey::NotReady, 0x04, 0x02),
         Some(UnitState::MediumNotPresent) => Sense::new(SenseKey::NotReady, 0x3A, 0x00),
         Some(UnitState::Fenced) => Sense::new(SenseKey::HardwareError, 0x44, 0x00),
-        _ => Sense::new(SenseKey::NoSense, 0x00, 0x00),
+        _ => {
+            let (asc, ascq) = environment.unit.map_or((0, 0), super::log::informational_exception);
+            Sense::new(SenseKey::NoSense, asc, ascq)
+        }
     });
     sense.emit(descriptor, out)
 }
@@ -108,17 +112,6 @@ pub(crate) fn supported_task_management_functions_data(extended: bool, out: &mut
     writer.length()
 }
 
-/// LOG SENSE data.
-pub(crate) fn log_data(subpage: u8, out: &mut [u8]) -> usize {
-    let mut writer = Writer::new(out);
-    if subpage == 0xFF {
-        writer.bytes(&[0x40, 0xFF, 0, 4, 0x00, 0x00, 0x00, 0xFF]);
-    } else {
-        writer.bytes(&[0x00, 0x00, 0, 1, 0x00]);
-    }
-    writer.length()
-}
-
 #[cfg(test)]
 mod tests {
     use wire::scsi::Cdb;
@@ -187,7 +180,7 @@ mod tests {
             assert_eq!(timed.len(), 4 + entry.usage.len() + 12);
             assert_eq!(timed[1], 0x83);
         }
-        for unknown in [0x5E, 0x5F, 0x83, 0x9C, 0x16, 0x17, 0x48, 0xFF] {
+        for unknown in [0x5E, 0x5F, 0x83, 0x9D, 0x16, 0x17, 0x48, 0xFF] {
             assert_eq!(operation_codes(1, unknown, 0, &world), Ok(vec![0, 1, 0, 0]));
             assert_eq!(operation_codes(3, unknown, 0, &world), Ok(vec![0, 1, 0, 0]));
         }
@@ -250,17 +243,12 @@ mod tests {
     }
 
     #[test]
-    fn task_management_functions_and_log_pages() {
+    fn task_management_functions() {
         let world = World::new();
         let functions = |extended: u8| data_in(&[0xA3, 0x0D, extended, 0, 0, 0, 0, 0, 1, 0, 0, 0], &world);
         assert_eq!(functions(0), Ok(vec![0xDE, 0x07, 0, 0]));
         let mut extended = vec![0xDE, 0x07, 0, 0x0C];
         extended.resize(16, 0);
         assert_eq!(functions(0x80), Ok(extended));
-        let log = |page: u8, subpage: u8| data_in(&[0x4D, 0, page, subpage, 0, 0, 0, 1, 0, 0], &world);
-        assert_eq!(log(0x40, 0), Ok(vec![0, 0, 0, 1, 0]));
-        assert_eq!(log(0x40, 0xFF), Ok(vec![0x40, 0xFF, 0, 4, 0, 0, 0, 0xFF]));
-        assert_eq!(log(0x4D, 0), Err(Sense::invalid_field_in_cdb(2, Some(5))));
-        assert_eq!(log(0x40, 1), Err(Sense::invalid_field_in_cdb(3, None)));
     }
 }

@@ -525,6 +525,8 @@ impl Control {
             .await
             .map_err(|error| RpcError::internal(format!("{method}: {error}")))?
             .map_err(|error| error.rpc(method))?;
+        // It answers: a unit that lost it has a medium again.
+        self.medium_changed(name, true).await?;
         if bdev.device.device.geometry() != before {
             self.size_changed(name).await?;
         }
