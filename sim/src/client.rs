@@ -1,6 +1,8 @@
 //! A simulated host: one iSCSI initiator that reads, writes, aborts, resets, vanishes and comes back, and tells the oracle
 //! about everything it sent and saw.
 
+mod commands;
+
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -22,11 +24,39 @@ const LOGICAL_UNIT_RESET: u8 = 5;
 const TARGET_WARM_RESET: u8 = 6;
 
 enum Operation {
-    Read { unit: usize, lba: u64, blocks: u64, sent: Moment },
-    Write { unit: usize, stamps: Vec<u64>, durable: bool },
-    CompareAndWrite { unit: usize, old: Box<[u8; BLOCK]>, stamp: u64 },
-    Synchronize { unit: usize, sent: Moment },
-    Other { unit: usize },
+    /// `quiet`: no write was open, and none will be sent.
+    Read {
+        unit: usize,
+        lba: u64,
+        blocks: u64,
+        sent: Moment,
+        quiet: bool,
+    },
+    Write {
+        unit: usize,
+        stamps: Vec<u64>,
+        durable: bool,
+    },
+    CompareAndWrite {
+        unit: usize,
+        old: Box<[u8; BLOCK]>,
+        stamp: u64,
+    },
+    Synchronize {
+        unit: usize,
+        sent: Moment,
+    },
+    /// VERIFY against what was read before; `quiet`: when nobody wrote any more.
+    Verify {
+        unit: usize,
+        lba: u64,
+        data: Vec<u8>,
+        sent: Moment,
+        quiet: bool,
+    },
+    Other {
+        unit: usize,
+    },
 }
 
 impl Operation {
@@ -44,9 +74,18 @@ impl Operation {
             | Operation::CompareAndWrite { unit, .. }
             | Operation::Read { unit, .. }
             | Operation::Synchronize { unit, .. }
+            | Operation::Verify { unit, .. }
             | Operation::Other { unit } => *unit,
         }
     }
+}
+
+/// What a READ gave.
+struct Seen {
+    unit: usize,
+    lba: u64,
+    data: Vec<u8>,
+    quiet: bool,
 }
 
 struct Pending {
@@ -82,6 +121,8 @@ pub struct Client {
     functions: HashMap<u32, Function>,
     /// Writes of sessions that died: over when the same nexus is established anew.
     orphans: Vec<(usize, u64)>,
+    /// What the last READ of more than block 0 gave.
+    last_seen: Option<Seen>,
     /// Content of block 0 as last read, the basis of the next COMPARE AND WRITE.
     last_read: HashMap<usize, [u8; BLOCK]>,
     prng: Prng,
@@ -110,6 +151,7 @@ impl Client {
             pending: HashMap::new(),
             functions: HashMap::new(),
             orphans: Vec::new(),
+            last_seen: None,
             last_read: HashMap::new(),
             prng,
             budget,
@@ -244,6 +286,10 @@ impl Client {
             self.not_before = now + Duration::from_micros(self.prng.below(400));
             return true;
         }
+        if let Some(seen) = self.last_seen.take_if(|seen| seen.quiet) {
+            self.send_verify(now, shared, seen);
+            return true;
+        }
         if let Some((unit, lba)) = self.verify.pop() {
             self.send_read(now, shared, unit, lba, 1);
             return true;
@@ -373,118 +419,6 @@ impl Client {
         }
     }
 
-    fn send_random_command(&mut self, now: Instant, shared: &mut Shared) {
-        let unit = self.prng.below(shared.units.len() as u64) as usize;
-        let blocks = shared.blocks;
-        match self.prng.below(100) {
-            0..=39 => {
-                let count = self.prng.between(1, 24);
-                let lba = self.prng.between(1, blocks - count);
-                self.send_write(now, shared, unit, lba, count);
-            }
-            40..=74 => {
-                let count = self.prng.between(1, 24);
-                let lba = self.prng.below(blocks - count + 1);
-                self.send_read(now, shared, unit, lba, count);
-            }
-            75..=84 => self.send_compare_and_write(now, shared, unit),
-            85..=89 => {
-                let sent = shared.units[unit].history.tick();
-                let command = Command::new(lun(unit), &[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-                self.submit(
-                    now,
-                    shared,
-                    command,
-                    Operation::Synchronize { unit, sent },
-                    "SYNCHRONIZE CACHE".into(),
-                );
-            }
-            90..=93 => self.submit(
-                now,
-                shared,
-                Command::new(lun(unit), &[0; 6]),
-                Operation::Other { unit },
-                "TEST UNIT READY".into(),
-            ),
-            94..=96 => {
-                let command = Command::read(lun(unit), &[0x12, 0, 0, 0, 96, 0], 96);
-                self.submit(now, shared, command, Operation::Other { unit }, "INQUIRY".into());
-            }
-            _ => {
-                let command = Command::read(lun(unit), &[0x03, 0, 0, 0, 252, 0], 252);
-                self.submit(now, shared, command, Operation::Other { unit }, "REQUEST SENSE".into());
-            }
-        }
-    }
-
-    fn send_write(&mut self, now: Instant, shared: &mut Shared, unit: usize, lba: u64, count: u64) {
-        let fua = self.prng.chance(1, 6);
-        let mut data = Vec::with_capacity(count as usize * BLOCK);
-        let mut stamps = Vec::new();
-        for block in lba..lba + count {
-            let stamp = shared.units[unit].history.invoke(block);
-            data.extend_from_slice(&fill(stamp, block));
-            stamps.push(stamp);
-            shared.open_writes.insert((unit, stamp));
-        }
-        let mut cdb = [0u8; 16];
-        cdb[0] = 0x8A;
-        cdb[1] = if fua { 0x08 } else { 0 };
-        cdb[2..10].copy_from_slice(&lba.to_be_bytes());
-        cdb[10..14].copy_from_slice(&(count as u32).to_be_bytes());
-        let mut command = Command::write(lun(unit), &cdb, data);
-        if self.prng.chance(1, 4) {
-            command.immediate_data_max = Some(self.prng.below(count * BLOCK as u64 + 1) as u32);
-        }
-        command.unsolicited = self.prng.chance(3, 4);
-        let durable = fua || !shared.write_cache;
-        self.submit(
-            now,
-            shared,
-            command,
-            Operation::Write { unit, stamps, durable },
-            format!("WRITE {lba}+{count} fua {fua}"),
-        );
-    }
-
-    fn send_read(&mut self, now: Instant, shared: &mut Shared, unit: usize, lba: u64, count: u64) {
-        let sent = shared.units[unit].history.tick();
-        let mut cdb = [0u8; 10];
-        cdb[0] = 0x28;
-        cdb[2..6].copy_from_slice(&(lba as u32).to_be_bytes());
-        cdb[7..9].copy_from_slice(&(count as u16).to_be_bytes());
-        let command = Command::read(lun(unit), &cdb, (count as usize * BLOCK) as u32);
-        self.submit(
-            now,
-            shared,
-            command,
-            Operation::Read { unit, lba, blocks: count, sent },
-            format!("READ {lba}+{count}"),
-        );
-    }
-
-    /// Block 0 is written by COMPARE AND WRITE only, always on top of a value that was read.
-    fn send_compare_and_write(&mut self, now: Instant, shared: &mut Shared, unit: usize) {
-        let Some(old) = self.last_read.remove(&unit) else {
-            return self.send_read(now, shared, unit, 0, 1);
-        };
-        let stamp = shared.units[unit].history.invoke(0);
-        shared.open_writes.insert((unit, stamp));
-        let mut cdb = [0u8; 16];
-        cdb[0] = 0x89;
-        cdb[13] = 1;
-        let mut data = old.to_vec();
-        data.extend_from_slice(&fill(stamp, 0));
-        let command = Command::write(lun(unit), &cdb, data);
-        self.submit(
-            now,
-            shared,
-            command,
-            Operation::CompareAndWrite { unit, old: Box::new(old), stamp },
-            "COMPARE AND WRITE".into(),
-        );
-    }
-
     fn handle_events(&mut self, now: Instant, shared: &mut Shared) {
         while let Some(event) = self.session.as_mut().and_then(Session::poll_event) {
             trace!(now, "host {}: {}", self.number, crate::brief(&event));
@@ -597,7 +531,7 @@ impl Client {
         let good = response == 0 && status == Status::Good;
         let key = sense.get(2).map_or(0, |byte| byte & 0x0F);
         match pending.operation {
-            Operation::Read { unit, lba, blocks, sent } if good => {
+            Operation::Read { unit, lba, blocks, sent, quiet } if good => {
                 if data.len() != blocks as usize * BLOCK {
                     return shared
                         .violation(now, format!("{}: GOOD with {} bytes", pending.what, data.len()));
@@ -606,9 +540,25 @@ impl Client {
                     let verdict = shared.units[unit].history.read(lba + i as u64, sent, block);
                     shared.check(now, verdict);
                 }
+                let verdict = shared.units[unit].history.read_as_one(lba, data);
+                shared.check(now, verdict);
+                if shared.wide && lba > 0 {
+                    self.last_seen = Some(Seen { unit, lba, data: data.to_vec(), quiet });
+                }
                 if lba == 0 {
                     self.last_read.insert(unit, data[..BLOCK].try_into().expect("a block"));
                 }
+            }
+            // GOOD says what a READ of the same data would have said.
+            Operation::Verify { unit, lba, data, sent, .. } if good => {
+                for (i, block) in data.chunks_exact(BLOCK).enumerate() {
+                    let verdict = shared.units[unit].history.read(lba + i as u64, sent, block);
+                    shared.check(now, verdict);
+                }
+            }
+            Operation::Verify { quiet: true, .. } if key == 0x0E => {
+                // What was read is what is there.
+                shared.violation(now, format!("{} found a difference", pending.what));
             }
             Operation::Write { unit, stamps, durable } => {
                 for stamp in stamps {
@@ -648,8 +598,4 @@ impl Client {
             }
         }
     }
-}
-
-fn lun(unit: usize) -> Lun {
-    Lun::from_number(unit as u16)
 }

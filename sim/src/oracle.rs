@@ -27,6 +27,10 @@ struct Write {
     /// Acknowledged by then as stable: FUA, or a later SYNCHRONIZE CACHE.
     durable_by: Moment,
     acknowledged: bool,
+    /// It writes zeros, which carry no stamp on the medium.
+    zeros: bool,
+    /// The first and the last stamp of the atomic write it belongs to.
+    atomic: Option<(u64, u64)>,
 }
 
 /// The history of one logical unit.
@@ -45,9 +49,27 @@ impl History {
         self.clock
     }
 
-    /// A write of one block is about to be sent; the stamp fills the block. `zero` writes all look alike and get a stamp
-    /// of their own for bookkeeping only.
+    /// A write of one block is about to be sent; the stamp fills the block.
     pub fn invoke(&mut self, lba: u64) -> u64 {
+        self.invoke_as(lba, false)
+    }
+
+    /// Zeros are about to be written to one block. They all look alike and get a stamp for bookkeeping only.
+    pub fn invoke_zeros(&mut self, lba: u64) -> u64 {
+        self.invoke_as(lba, true)
+    }
+
+    /// The writes of these stamps, which follow each other, are one: nobody may see some of them without the others.
+    pub fn tie(&mut self, stamps: &[u64]) {
+        let (Some(&first), Some(&last)) = (stamps.first(), stamps.last()) else { return };
+        for stamp in stamps {
+            if let Some(write) = self.writes.get_mut(stamp) {
+                write.atomic = Some((first, last));
+            }
+        }
+    }
+
+    fn invoke_as(&mut self, lba: u64, zeros: bool) -> u64 {
         self.next_stamp += 1;
         let stamp = self.next_stamp;
         let invoked = self.tick();
@@ -61,6 +83,8 @@ impl History {
                 reason: "",
                 durable_by: NEVER,
                 acknowledged: false,
+                zeros,
+                atomic: None,
             },
         );
         self.by_block.entry(lba).or_default().push(stamp);
@@ -149,6 +173,46 @@ impl History {
         Ok(())
     }
 
+    /// A reader saw these blocks from `lba` on as one: where it saw one block of an atomic write, it saw none of the
+    /// others as it was before that.
+    pub fn read_as_one(&self, lba: u64, blocks: &[u8]) -> Result<(), String> {
+        let seen: Vec<u64> = blocks.chunks_exact(BLOCK).map(crate::disk::stamp_of).collect();
+        for &stamp in &seen {
+            let Some(write) = self.writes.get(&stamp) else { continue };
+            let Some((first, last)) = write.atomic else { continue };
+            for tied in first..=last {
+                let Some(other) = self.writes.get(&tied) else { continue };
+                let Some(&found) = other.lba.checked_sub(lba).and_then(|at| seen.get(at as usize)) else {
+                    continue;
+                };
+                if found != tied && self.was_before(other.lba, found, write.invoked) {
+                    return Err(format!(
+                        "a reader saw write {stamp} to block {}, but block {} as it was before that ({found} instead of {tied})",
+                        write.lba, other.lba
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// True when what shows `stamp` in `lba` certainly came before `moment`.
+    fn was_before(&self, lba: u64, stamp: u64, moment: Moment) -> bool {
+        self.candidates(lba, stamp).iter().all(|&(ended, _)| ended < moment)
+    }
+
+    /// What may have left a block with `stamp`: when it was over, and its own stamp. Zeros are there from the beginning.
+    fn candidates(&self, lba: u64, stamp: u64) -> Vec<(Moment, u64)> {
+        if stamp != 0 {
+            return self.writes.get(&stamp).map(|write| (write.ended, stamp)).into_iter().collect();
+        }
+        let zeros = self.by_block.get(&lba).into_iter().flatten().filter_map(|own| {
+            let write = self.writes.get(own).filter(|write| write.zeros)?;
+            Some((write.ended, *own))
+        });
+        std::iter::once((0, 0)).chain(zeros).collect()
+    }
+
     /// After a power cut `block` is on the medium: no durable write may be lost.
     pub fn survived(&mut self, lba: u64, block: &[u8]) -> Result<(), String> {
         let now = self.tick();
@@ -159,28 +223,28 @@ impl History {
     /// `stamp` may be the value of `lba` for a reader that began at `sent` unless some write certainly came after it
     /// and certainly took effect before `sent`. `by` tells when a write certainly had taken effect.
     fn legal(&self, lba: u64, stamp: u64, sent: Moment, by: impl Fn(&Write) -> Moment) -> Result<(), String> {
-        let (ended, what) = if stamp == 0 {
-            (0, "zeros".to_owned())
-        } else {
+        if stamp != 0 {
             let Some(write) = self.writes.get(&stamp) else {
                 return Err(format!("block {lba} carries stamp {stamp}, which nobody wrote"));
             };
-            if write.lba != lba {
+            if write.lba != lba || write.zeros {
                 return Err(format!("block {lba} carries stamp {stamp}, written to block {}", write.lba));
             }
-            (write.ended, format!("write {stamp} (sent {}, over {})", write.invoked, write.ended))
-        };
-        for later in self.by_block.get(&lba).into_iter().flatten() {
-            let write = &self.writes[later];
-            if *later != stamp && write.invoked > ended && by(write) < sent {
-                return Err(format!(
-                    "block {lba} shows {what} to a reader that began at {sent}, although write {later} (sent {}) took effect by {}",
-                    write.invoked,
-                    by(write)
-                ));
-            }
         }
-        Ok(())
+        let mut verdict = Ok(());
+        for (ended, own) in self.candidates(lba, stamp) {
+            let overwritten = self.by_block.get(&lba).into_iter().flatten().find_map(|later| {
+                let write = self.writes.get(later)?;
+                (*later != own && write.invoked > ended && by(write) < sent).then_some((later, write))
+            });
+            let Some((later, write)) = overwritten else { return Ok(()) };
+            verdict = Err(format!(
+                "block {lba} shows write {own} (over {ended}) to a reader that began at {sent}, although write {later} (sent {}) took effect by {}",
+                write.invoked,
+                by(write)
+            ));
+        }
+        verdict
     }
 }
 

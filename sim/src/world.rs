@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base::{BufferPool, CoreId, Instant, Limits, Outbox, PoolClass, Prng, Progress};
+use bdev::BlockDevice;
 use fabrics::conductor::{
     Conductor, CoreLink, CoreMessage, CoreReply, CoreRequest, NumberedReply, NumberedRequest,
 };
@@ -38,6 +39,8 @@ pub struct Scenario {
     network: NetworkWeather,
     disk: DiskWeather,
     small_pool: bool,
+    /// Hosts also send what is rarer than reads and writes.
+    wide: bool,
 }
 
 impl Scenario {
@@ -71,6 +74,8 @@ impl Scenario {
                 write_cache: prng.chance(1, 2),
             },
             small_pool: prng.chance(1, 3),
+            // Low seeds keep the histories that they are pinned for.
+            wide: seed >= 1024 && Prng::new(seed ^ 0x817D_E001).chance(1, 2),
         }
     }
 }
@@ -103,6 +108,10 @@ pub struct Shared {
     pub blocks: u64,
     /// The disks keep writes in a volatile cache.
     pub write_cache: bool,
+    /// Hosts also send what is rarer than reads and writes.
+    pub wide: bool,
+    /// The longest atomic write.
+    pub atomic_blocks_max: u64,
     /// Chaos a host makes, in a thousand actions.
     pub chaos_per_mille: u64,
     /// Writes that reached a disk's queue: (unit, stamp).
@@ -277,6 +286,13 @@ fn limits(scenario: &Scenario) -> Limits {
     }
 }
 
+/// What the disks promise, and what fits in one burst.
+fn atomic_blocks_max(scenario: &Scenario, units: &[Unit]) -> u64 {
+    let burst = limits(scenario).burst_length_bytes / crate::BLOCK as u32;
+    let promised = units.iter().map(|unit| unit.disk.geometry().atomic.blocks_max).min();
+    u64::from(promised.unwrap_or(0).min(burst))
+}
+
 fn pool_classes(scenario: &Scenario) -> Vec<PoolClass> {
     if scenario.small_pool {
         vec![
@@ -384,7 +400,7 @@ impl World {
                 }
             })
             .collect();
-        let units = (0..scenario.units)
+        let units: Vec<Unit> = (0..scenario.units)
             .map(|_| Unit {
                 disk: SimDisk::new(scenario.blocks, scenario.disk, Prng::new(prng.next_u64())),
                 history: History::default(),
@@ -397,10 +413,13 @@ impl World {
                 Client::new(number, config, wire.clone(), Prng::new(prng.next_u64()), scenario.commands)
             })
             .collect();
+        let atomic_blocks_max = atomic_blocks_max(&scenario, &units);
         let shared = Shared {
             units,
             blocks: scenario.blocks,
             write_cache: scenario.disk.write_cache,
+            wide: scenario.wide,
+            atomic_blocks_max,
             chaos_per_mille: scenario.chaos_per_mille,
             started: HashSet::new(),
             open_writes: BTreeSet::new(),
