@@ -12,6 +12,7 @@ const ROOMS: &[(&str, Option<&[&str]>)] = &[
     ("bdev", Some(&["base"])),
     ("scsi", Some(&["base", "wire", "bdev"])),
     ("reactor", Some(&["base"])),
+    ("nvme_backend", Some(&["base", "wire", "bdev", "reactor"])),
     ("fabrics", Some(&["base", "wire", "scsi", "bdev", "reactor"])),
     ("rpc", Some(&["base"])),
     ("initiator", Some(&["base", "wire"])),

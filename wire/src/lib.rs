@@ -4,4 +4,5 @@
 #![forbid(unsafe_code)]
 
 pub mod iscsi;
+pub mod nvme;
 pub mod scsi;

@@ -1,0 +1,22 @@
+//! A user-space NVMe driver: a [`Controller`] on a [`reactor::PciDevice`], its [`Namespace`]s as block devices, and one
+//! queue pair for each core.
+//!
+//! The administration is a state machine without a clock or a thread: [`Controller::poll`] takes it further, from the one
+//! thread that serves all controllers, or from a simulation. The I/O path is [`bdev::IoChannel`]: polled on its core,
+//! without locks, allocation or system calls.
+
+#![forbid(unsafe_code)]
+
+mod controller;
+mod events;
+mod namespace;
+mod options;
+mod request;
+mod statistics;
+
+pub use controller::{Controller, ControllerError, ControllerIdentity, ControllerState};
+pub use events::{ControllerEvent, ResetReason};
+pub use namespace::{Namespace, NamespaceIdentity};
+pub use options::{ControllerOptions, TimeoutAction};
+pub use request::{AdminAnswer, AdminError, AdminRequest, TRANSFER_BYTES_MAX, Ticket, Transfer};
+pub use statistics::ControllerStatistics;
