@@ -1,11 +1,13 @@
+//! The judgement of a request before any device looks at it, the same for every device.
+
 use crate::{BlockError, BlockIo, BlockOp, Geometry, IoCompletion, IoValue};
 
 /// The number a malformed request fails with: the submitter's own mistake, never the wire's.
-pub(crate) const MALFORMED: BlockError = BlockError::System(libc::EINVAL);
+pub const MALFORMED: BlockError = BlockError::System(libc::EINVAL);
 
 /// What is to be done with a request, before any device looks at it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub enum Verdict {
     /// The device must do it.
     Proceed,
     /// Nothing to do: no blocks.
@@ -15,7 +17,8 @@ pub(crate) enum Verdict {
 }
 
 /// Judges `io` against the device's shape: range, buffer, read-only.
-pub(crate) fn judge(io: &BlockIo, geometry: &Geometry) -> Verdict {
+#[must_use]
+pub fn judge(io: &BlockIo, geometry: &Geometry) -> Verdict {
     if io.op == BlockOp::Flush {
         return Verdict::Proceed;
     }
@@ -66,6 +69,7 @@ fn unsupported(io: &BlockIo, geometry: &Geometry) -> Option<BlockError> {
 }
 
 /// The completion that ends `io` with `result`.
-pub(crate) fn finish(io: BlockIo, result: Result<IoValue, BlockError>) -> IoCompletion {
+#[must_use]
+pub fn finish(io: BlockIo, result: Result<IoValue, BlockError>) -> IoCompletion {
     IoCompletion { tag: io.tag, result, data: io.data }
 }

@@ -7,7 +7,7 @@
 #![deny(unsafe_code)]
 
 mod block_device;
-mod check;
+pub mod check;
 pub mod conformance;
 mod core_shared;
 mod delay;

@@ -83,6 +83,11 @@ pub enum ControllerEvent {
         /// Namespace identifier.
         nsid: u32,
     },
+    /// The controller sent completions that belong to nothing.
+    StrangeCompletions {
+        /// How many since the last such event.
+        count: u64,
+    },
     /// Firmware was activated, or activation starts now.
     FirmwareActivation,
 }
@@ -109,9 +114,5 @@ impl Events {
 
     pub(crate) fn dropped(&self) -> u64 {
         self.dropped
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.queue.is_empty()
     }
 }

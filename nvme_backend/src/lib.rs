@@ -7,12 +7,26 @@
 
 #![forbid(unsafe_code)]
 
+mod admin;
+mod bring_up;
+mod channel;
 mod controller;
+mod core_queue;
 mod events;
+mod gate;
 mod namespace;
 mod options;
+mod outcome;
+mod plan;
+mod queue_pair;
 mod request;
+mod reset;
+mod scan;
+mod service;
+mod shared;
 mod statistics;
+mod tickets;
+mod view;
 
 pub use controller::{Controller, ControllerError, ControllerIdentity, ControllerState};
 pub use events::{ControllerEvent, ResetReason};
@@ -20,3 +34,6 @@ pub use namespace::{Namespace, NamespaceIdentity};
 pub use options::{ControllerOptions, TimeoutAction};
 pub use request::{AdminAnswer, AdminError, AdminRequest, TRANSFER_BYTES_MAX, Ticket, Transfer};
 pub use statistics::ControllerStatistics;
+
+#[cfg(test)]
+mod tests;

@@ -41,6 +41,8 @@ pub struct ControllerOptions {
     pub sgl: bool,
     /// How often the controller's status register is looked at while nothing happens.
     pub watch_interval: Duration,
+    /// How often the health log is read; zero: only when the controller reports a change.
+    pub health_interval: Duration,
 }
 
 impl Default for ControllerOptions {
@@ -59,6 +61,7 @@ impl Default for ControllerOptions {
             shadow_doorbells: true,
             sgl: true,
             watch_interval: Duration::from_millis(500),
+            health_interval: Duration::from_secs(60),
         }
     }
 }
