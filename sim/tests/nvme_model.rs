@@ -697,6 +697,14 @@ fn shadow_doorbells_are_followed() {
     host.step();
     assert_eq!(host.poll(1).expect("seen").status, 0);
     host.memory.store32(shadow as usize + 12, 2);
+    // A register write that was overtaken by the shadow is no tail that went round.
+    host.put(1, read);
+    host.put(1, read);
+    host.memory.store32(shadow as usize + 8, 4);
+    host.step();
+    host.write32(0x1008, 3);
+    host.step();
+    assert_eq!(host.device.model().statistics().completions, 4 + 3, "three admin commands before, and four reads");
     host.clean();
     host.memory.store32(shadow as usize + 8, ENTRIES + 1);
     host.step();
