@@ -26,10 +26,17 @@ pub struct Topology {
 
 impl Topology {
     /// Asks the kernel: the calling thread's affinity mask, and sysfs for siblings and NUMA nodes. What sysfs does not
-    /// tell (a container may hide it) is left out.
+    /// tell (a container may hide it) is left out. Isolated CPUs are in nobody's affinity mask until somebody asks for
+    /// them, so they are asked for.
     #[must_use]
     pub fn discover() -> Topology {
-        Topology::read(&available_cpus(), Path::new("/sys/devices/system/cpu"))
+        let sysfs = Path::new("/sys/devices/system/cpu");
+        let mut available = available_cpus();
+        let isolated = read_list(&sysfs.join("isolated"));
+        available.extend(isolated.into_iter().filter(|cpu| may_run_on(*cpu)));
+        available.sort_unstable();
+        available.dedup();
+        Topology::read(&available, sysfs)
     }
 
     fn read(available: &[usize], sysfs: &Path) -> Topology {
@@ -79,6 +86,11 @@ fn available_cpus() -> Vec<usize> {
     }
 }
 
+/// Whether a thread of this process may be pinned to `cpu`; tried by one that ends at once.
+fn may_run_on(cpu: usize) -> bool {
+    std::thread::spawn(move || pin_to(cpu).is_ok()).join().unwrap_or(false)
+}
+
 /// Pins the calling thread to `cpu`.
 pub(crate) fn pin_to(cpu: usize) -> Result<(), String> {
     if cpu >= CpuSet::MAX_CPU {
@@ -116,6 +128,14 @@ mod tests {
         for cpu in &topology.cpus {
             assert!(cpu.siblings.contains(&cpu.number));
         }
+    }
+
+    #[test]
+    fn whether_it_may_run_is_tried_without_moving_the_caller() {
+        let before = available_cpus();
+        assert!(may_run_on(before[0]));
+        assert!(!may_run_on(CpuSet::MAX_CPU - 1) && !may_run_on(CpuSet::MAX_CPU));
+        assert_eq!(available_cpus(), before);
     }
 
     #[test]
