@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use crate::control::config::ConfigFile;
 use crate::control::link::{CoreLink, Machine, ReactorMode, ReactorReport};
 use crate::control::log::LogControl;
+use crate::control::nvme::NvmeService;
 use crate::control::{Control, Parts};
 use crate::core_link::Mailboxes;
 use crate::devices::Devices;
@@ -162,12 +163,21 @@ pub fn run(
     let (senders, replies_in, replies, seats) =
         make_seats(cores).map_err(|error| format!("cannot make the mailboxes: {error}"))?;
     let reactors = start_reactors(options, cpus, seats, replies_in)?;
+    let nvme = NvmeService::new().map_err(|error| format!("cannot serve NVMe controllers: {error}"))?;
+    let nvme_thread = {
+        let (nvme, clock) = (nvme.clone(), reactors.clock());
+        std::thread::Builder::new()
+            .name("nvme".to_owned())
+            .spawn(move || nvme.run(&clock))
+            .map_err(|error| format!("cannot start a thread: {error}"))?
+    };
     let machine = Arc::new(Machines { handles: reactors.handles().to_vec(), stop: stop.clone() });
     let link = Arc::new(Mailboxes::new(senders));
     let (control, dispatcher) = Control::new(Parts {
         link: link.clone(),
         machine,
         factory: Arc::new(Devices),
+        nvme: nvme.clone(),
         limits: options.limits.clone(),
         log,
     });
@@ -184,6 +194,7 @@ pub fn run(
         .map_err(|error| format!("cannot start the control plane: {error}"))?;
     let server = Server::new(socket, dispatcher, ServerLimits::default());
     let result = runtime.block_on(async {
+        tokio::spawn(control.clone().watch_nvme());
         if options.wait_for_rpc {
             control.keep_for_start(file);
         } else {
@@ -203,8 +214,11 @@ pub fn run(
         watched
     });
     runtime.block_on(wind_down(&*link, cores));
+    runtime.block_on(control.shut_down_nvme());
     // Nothing of the control plane may outlive its runtime, or it would hold devices open.
     runtime.shutdown_timeout(Duration::from_secs(1));
+    nvme.stop();
+    let _ = nvme_thread.join();
     reactors.stop();
     let _ = delivery.join();
     result

@@ -1,16 +1,18 @@
 //! Makes devices of recipes: the one place that knows every kind of device.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use bdev::{
     BlockDevice, BlockError, Carrier, DelayDevice, Fault, FaultDevice, FaultKind, FaultOp, FileDevice,
     FileError, FileOptions, FileProblem, NullDisk, NullOptions, RamDisk, RamError, RamOptions,
 };
+use reactor::{CLASS_NVME, PciAddress, PciBus, PciDevice, VfioDevice, VfioUserDevice};
 use rpc::errno;
 
 use crate::control::link::{
     Device, DeviceControls, DeviceError, DeviceFactory, InjectedError, InjectedIo, Injection, Latencies,
-    Recipe,
+    NvmeTransport, Recipe,
 };
 
 /// The factory of the daemon.
@@ -65,8 +67,59 @@ impl DeviceFactory for Devices {
                 let device = Arc::new(FaultDevice::new(below()?, 1));
                 Ok(Device { device: device.clone(), controls: device })
             }
+            Recipe::Nvme { .. } => {
+                Err(DeviceError::new(errno::EINVAL, "a namespace comes with its controller"))
+            }
         }
     }
+
+    fn open_pci(&self, transport: NvmeTransport, address: &str) -> Result<Arc<dyn PciDevice>, DeviceError> {
+        match transport {
+            NvmeTransport::Pcie => {
+                let place: PciAddress = address
+                    .parse()
+                    .map_err(|_| DeviceError::new(errno::EINVAL, format!("{address} is no PCI address")))?;
+                if PciBus::default().function(place).is_err() {
+                    let text = format!(
+                        "{address}: there is no such PCI function. Remedy: \"scripts/bind status\" lists them"
+                    );
+                    return Err(DeviceError::new(errno::ENODEV, text));
+                }
+                let device = VfioDevice::open(place).map_err(|error| pci_error(address, &error))?;
+                Ok(Arc::new(device))
+            }
+            NvmeTransport::VfioUser => {
+                let given = Path::new(address);
+                let socket = if given.is_dir() { given.join("cntrl") } else { given.to_owned() };
+                if !socket.exists() {
+                    let text = format!(
+                        "{}: there is no such socket. Remedy: start the server that makes it",
+                        socket.display()
+                    );
+                    return Err(DeviceError::new(errno::ENODEV, text));
+                }
+                let device = VfioUserDevice::connect(&socket).map_err(|error| pci_error(address, &error))?;
+                Ok(Arc::new(device))
+            }
+        }
+    }
+
+    fn free_controllers(&self) -> Vec<String> {
+        let functions = PciBus::default().functions(CLASS_NVME).into_iter();
+        let free = functions.filter(|function| function.driver.as_deref() == Some("vfio-pci"));
+        free.map(|function| function.address.to_string()).collect()
+    }
+}
+
+fn pci_error(address: &str, error: &reactor::DeviceError) -> DeviceError {
+    // A socket that nobody serves any more is a device that is not there.
+    let is_away = match error {
+        reactor::DeviceError::Gone => true,
+        reactor::DeviceError::Refused(_) => address.starts_with('/'),
+        _ => false,
+    };
+    let number = if is_away { errno::ENODEV } else { errno::EIO };
+    DeviceError::new(number, format!("{address}: {error}"))
 }
 
 fn exponent(physical: u32, logical: u32) -> u8 {

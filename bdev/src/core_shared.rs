@@ -7,11 +7,13 @@ use base::{BufferPool, CoreId};
 /// What the channels of one core have in common: the core's name, the pool their buffers come from, and things that
 /// several channels use together, such as the queue pair of a controller whose namespaces each have a channel.
 ///
-/// One core makes one and keeps it; it is not `Send`. What is shared lives as long as a channel holds it.
+/// One core makes one and keeps it; it is not `Send`. A clone is the same, for a channel that opens another one later.
+/// What is shared lives as long as a channel holds it.
+#[derive(Clone)]
 pub struct CoreShared {
     core: CoreId,
     pool: Option<BufferPool>,
-    shared: RefCell<Vec<(usize, Weak<dyn Any>)>>,
+    shared: Rc<RefCell<Vec<(usize, Weak<dyn Any>)>>>,
 }
 
 impl std::fmt::Debug for CoreShared {
@@ -24,7 +26,7 @@ impl CoreShared {
     /// Of `core`, whose buffers come from no pool in particular.
     #[must_use]
     pub fn new(core: CoreId) -> CoreShared {
-        CoreShared { core, pool: None, shared: RefCell::new(Vec::new()) }
+        CoreShared { core, pool: None, shared: Rc::default() }
     }
 
     /// Of `core`, whose buffers come from `pool`, so that devices can map it before the first request.

@@ -30,13 +30,14 @@ mod tsc;
 pub use affinity::{Cpu, Topology};
 pub use core_mask::{CoreMask, CoreMaskError};
 pub use devices::{
-    Bar, DeviceError, DmaMemory, DmaRegion, PciAddress, PciBus, PciDevice, PciIdentity, VfioDevice,
-    VfioUserDevice,
+    Bar, CLASS_NVME, DeviceError, DmaMemory, DmaRegion, PciAddress, PciBus, PciDevice, PciIdentity,
+    VfioDevice, VfioUserDevice,
 };
 pub use doorbell::Doorbell;
 pub use hugepages::HugeMemory;
 pub use mailbox::{MailboxReceiver, MailboxSender, mailbox, reply_queue};
 pub use mesh::{MESH_RING_CAPACITY, MeshEndpoint, mesh};
+pub use poll_fd::SleepSet;
 pub use poller::{Poller, Turn};
 pub use reactors::{ReactorConfig, ReactorHandle, ReactorSeat, Reactors, StartError};
 pub use statistics::{ReactorMode, ReactorStatistics};

@@ -9,21 +9,22 @@ use rustix::io::Errno;
 /// The set is handed to the kernel anew each time (`ppoll`, nanosecond timeout) instead of being kept in an epoll
 /// set: a descriptor that was closed and whose number was given out again cannot go unwatched unnoticed.
 #[derive(Debug)]
-pub(crate) struct SleepSet(Vec<PollFd<'static>>);
+pub struct SleepSet(Vec<PollFd<'static>>);
 
 impl SleepSet {
     /// An empty set with room for `room` descriptors.
-    pub(crate) fn with_capacity(room: usize) -> SleepSet {
+    #[must_use]
+    pub fn with_capacity(room: usize) -> SleepSet {
         SleepSet(Vec::with_capacity(room))
     }
 
     /// Forgets every descriptor.
-    pub(crate) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.0.clear();
     }
 
     /// Adds a descriptor; a negative number is none.
-    pub(crate) fn push(&mut self, descriptor: i32) {
+    pub fn push(&mut self, descriptor: i32) {
         if descriptor < 0 {
             return;
         }
@@ -36,7 +37,7 @@ impl SleepSet {
 
     /// Sleeps until one of the descriptors is readable (or in error) or `timeout` has passed; `None` waits for ever.
     /// True when a descriptor is ready. A signal ends the sleep early, as if the time had passed.
-    pub(crate) fn sleep(&mut self, timeout: Option<Duration>) -> bool {
+    pub fn sleep(&mut self, timeout: Option<Duration>) -> bool {
         let timeout = timeout.map(|timeout| Timespec {
             tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: timeout.subsec_nanos().into(),

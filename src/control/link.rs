@@ -8,6 +8,7 @@ use std::sync::Arc;
 use base::CoreId;
 use bdev::BlockDevice;
 use fabrics::conductor::{CoreReply, CoreRequest};
+use reactor::PciDevice;
 use rpc::{RpcError, errno};
 
 /// Why a core did not answer.
@@ -169,6 +170,13 @@ pub enum Recipe {
         /// The device below.
         base: String,
     },
+    /// A namespace of an NVMe controller that was attached; made by that, and not by itself.
+    Nvme {
+        /// The controller's name.
+        controller: String,
+        /// Namespace identifier.
+        nsid: u32,
+    },
 }
 
 impl Recipe {
@@ -272,6 +280,17 @@ pub trait DeviceControls: Send + Sync {
         Err(DeviceError::new(errno::EOPNOTSUPP, "this is not an error device"))
     }
 
+    /// The namespace, of an NVMe disk.
+    fn nvme(&self) -> Option<&super::nvme_disk::NvmeDisk> {
+        None
+    }
+
+    /// False while the device behind it is away: what needs a medium then finds none. `None` while that is being found
+    /// out, as during a reset.
+    fn is_present(&self) -> Option<bool> {
+        Some(true)
+    }
+
     /// Lets pending requests of an error device go on.
     ///
     /// # Errors
@@ -290,6 +309,26 @@ pub struct Device {
     pub controls: Arc<dyn DeviceControls>,
 }
 
+/// How an NVMe controller is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NvmeTransport {
+    /// On the PCI bus, through VFIO.
+    Pcie,
+    /// In another process, through a socket of the vfio-user protocol.
+    VfioUser,
+}
+
+impl NvmeTransport {
+    /// As SPDK writes it: `"PCIe"` or `"VFIOUSER"`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            NvmeTransport::Pcie => "PCIe",
+            NvmeTransport::VfioUser => "VFIOUSER",
+        }
+    }
+}
+
 /// Makes devices. Called off the reactors, on a thread that may block.
 pub trait DeviceFactory: Send + Sync {
     /// Makes what `recipe` says; `base` is the device below when it names one.
@@ -297,4 +336,13 @@ pub trait DeviceFactory: Send + Sync {
     /// # Errors
     /// What the host said, or what is wrong with the recipe.
     fn create(&self, recipe: &Recipe, base: Option<Arc<dyn BlockDevice>>) -> Result<Device, DeviceError>;
+
+    /// Opens a PCI function for a driver of ours.
+    ///
+    /// # Errors
+    /// `ENODEV` when it is not there; otherwise why it cannot be had, and what to do.
+    fn open_pci(&self, transport: NvmeTransport, address: &str) -> Result<Arc<dyn PciDevice>, DeviceError>;
+
+    /// Addresses of the NVMe controllers on the PCI bus that are free for a driver of ours (`vfio-pci` has them).
+    fn free_controllers(&self) -> Vec<String>;
 }

@@ -14,6 +14,8 @@ mod methods;
 pub mod names;
 pub mod node;
 pub mod notify;
+pub mod nvme;
+pub mod nvme_disk;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +33,7 @@ use self::link::{CoreLink, DeviceFactory, Machine};
 use self::log::LogControl;
 use self::node::{Bdev, Node, Target};
 use self::notify::Events;
+use self::nvme::NvmeService;
 
 /// How long a core may take to report: it reads counters between two turns.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -43,6 +46,7 @@ pub struct Control {
     link: Arc<dyn CoreLink>,
     machine: Arc<dyn Machine>,
     factory: Arc<dyn DeviceFactory>,
+    nvme: Arc<NvmeService>,
     limits: Limits,
     log: LogControl,
     phase: Phase,
@@ -91,6 +95,8 @@ pub struct Parts {
     pub machine: Arc<dyn Machine>,
     /// What makes devices.
     pub factory: Arc<dyn DeviceFactory>,
+    /// What polls NVMe controllers.
+    pub nvme: Arc<NvmeService>,
     /// Bounds.
     pub limits: Limits,
     /// The log's switches.
@@ -112,6 +118,7 @@ impl Control {
             link: parts.link,
             machine: parts.machine,
             factory: parts.factory,
+            nvme: parts.nvme,
             limits: parts.limits,
             log: parts.log,
             phase: phase.clone(),
@@ -193,6 +200,8 @@ impl Control {
         }
         self.announce(&from, &to);
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(to);
+        // A unit begins with a medium; a controller may be away.
+        self.settle_media().await;
         Ok(())
     }
 
@@ -268,6 +277,7 @@ impl Control {
     async fn remove_unit(&self, bdev: &Bdev) -> Result<(), RpcError> {
         let Some((unit, home)) = bdev.unit else { return Ok(()) };
         self.baseline().remove(&unit);
+        self.nvme.forget_unit(unit);
         self.scsi(home, ControlRequest::RemoveLogicalUnit { unit }).await
     }
 

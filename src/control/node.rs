@@ -11,6 +11,7 @@ use scsi::{LogicalUnitId, LunMap, LunMapping, TargetDeviceId};
 use wire::scsi::Lun;
 
 use super::link::{Device, Recipe};
+use super::nvme::{NvmeController, NvmeOptions};
 
 /// A block device.
 #[derive(Clone)]
@@ -105,6 +106,10 @@ impl Default for NodeOptions {
 pub struct Node {
     /// Devices by name.
     pub bdevs: BTreeMap<String, Arc<Bdev>>,
+    /// NVMe controllers by name.
+    pub controllers: BTreeMap<String, Arc<NvmeController>>,
+    /// How the next NVMe controller is driven.
+    pub nvme_options: NvmeOptions,
     /// The next device's `order`.
     pub order_next: u64,
     /// Options of the port.

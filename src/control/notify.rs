@@ -9,7 +9,7 @@ use serde::Serialize;
 const KEPT_MAX: usize = 1024;
 
 /// Every type of event there is.
-pub const TYPES: [&str; 7] = [
+pub const TYPES: [&str; 16] = [
     "bdev_register",
     "bdev_unregister",
     "unit_fenced",
@@ -17,6 +17,15 @@ pub const TYPES: [&str; 7] = [
     "medium_error",
     "device_gone",
     "device_returned",
+    "nvme_controller_failed",
+    "nvme_controller_gone",
+    "nvme_controller_returned",
+    "nvme_reset_begun",
+    "nvme_reset_done",
+    "nvme_namespace_removed",
+    "nvme_cache_lost",
+    "nvme_health_warning",
+    "nvme_queue_reset",
 ];
 
 /// One event.
@@ -24,7 +33,7 @@ pub const TYPES: [&str; 7] = [
 pub struct Event {
     /// One of `notify_get_types`.
     pub r#type: &'static str,
-    /// What it happened to: a bdev's name.
+    /// What it happened to: the name of a bdev, or of an NVMe controller.
     pub ctx: String,
     /// Its number.
     pub id: u64,

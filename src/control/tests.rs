@@ -74,6 +74,14 @@ impl DeviceFactory for Factory {
         let disk = Arc::new(Disk(Mutex::new(geometry)));
         Ok(Device { device: disk.clone(), controls: disk })
     }
+
+    fn open_pci(&self, _: NvmeTransport, address: &str) -> Result<Arc<dyn reactor::PciDevice>, DeviceError> {
+        Err(DeviceError::new(errno::ENODEV, format!("{address}: there is no such device")))
+    }
+
+    fn free_controllers(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 #[derive(Default)]
@@ -179,6 +187,7 @@ impl Bench {
             link: cores.clone(),
             machine: Arc::new(Reactors::default()),
             factory: Arc::new(Factory),
+            nvme: NvmeService::new().unwrap(),
             limits: Limits { logical_units_max: 8, luns_per_target_max: 4, ..Limits::default() },
             log: LogControl::default(),
         });
@@ -697,4 +706,169 @@ async fn sizes_identities_and_what_cores_notice() {
     }
     bench.ok("reactor_set_mode", json!({"mode": "poll"})).await;
     assert_eq!(bench.ok("framework_get_reactors", json!({})).await["reactors"][0]["mode"], "poll");
+}
+
+#[tokio::test]
+async fn nvme_parameters_that_are_not_built_are_refused_by_name() {
+    let bench = Bench::started().await;
+    let refused = async |method: &str, good: Value, cases: &[(&str, Value)]| {
+        for (parameter, value) in cases {
+            let mut params = good.clone();
+            params[*parameter] = value.clone();
+            let error = bench.fails(method, params).await;
+            assert_eq!(error.code, RpcError::INVALID_PARAMS, "{parameter}: {error}");
+            assert!(error.message.contains(&format!("parameter \"{parameter}\"")), "{parameter}: {error}");
+            assert!(error.message.contains("Remedy: "), "{error}");
+        }
+    };
+    let attach = json!({"name": "Nvme0", "trtype": "PCIe", "traddr": "0000:01:00.0"});
+    let cases = [
+        ("trtype", json!("tcp")),
+        ("trtype", json!("floppy")),
+        ("traddr", json!("nonsense")),
+        ("name", json!("a b")),
+        ("adrfam", json!("ipv4")),
+        ("trsvcid", json!("4420")),
+        ("hostnqn", json!("nqn.x")),
+        ("hdgst", json!(true)),
+        ("psk", json!("key")),
+        ("prchk_reftag", json!(true)),
+        ("prchk_guard", json!(true)),
+        ("ctrlr_loss_timeout_sec", json!(5)),
+        ("reconnect_delay_sec", json!(1)),
+        ("fast_io_fail_timeout_sec", json!(1)),
+        ("multipath", json!("sometimes")),
+        ("num_io_queues", json!(0)),
+        ("max_bdevs", json!(0)),
+    ];
+    refused("bdev_nvme_attach_controller", attach.clone(), &cases).await;
+    let vfio_user = json!({"name": "Nvme0", "trtype": "vfiouser", "traddr": "/run/x"});
+    refused("bdev_nvme_attach_controller", vfio_user, &[("traddr", json!("run/x"))]).await;
+    let options = [
+        ("action_on_timeout", json!("panic")),
+        ("timeout_us", json!(u64::MAX)),
+        ("nvme_adminq_poll_period_us", json!(0)),
+        ("io_queue_requests", json!(1)),
+        ("delay_cmd_submit", json!(false)),
+        ("arbitration_burst", json!(1)),
+        ("bdev_retry_count", json!(7)),
+        ("io_path_stat", json!(true)),
+    ];
+    refused("bdev_nvme_set_options", json!({}), &options).await;
+    refused("bdev_nvme_set_hotplug", json!({"enable": true}), &[("period_us", json!(10_000_001))]).await;
+    // What another server saves loads: values that ask for nothing.
+    let foreign = json!({
+        "action_on_timeout": "none", "timeout_us": 0, "timeout_admin_us": 0, "keep_alive_timeout_ms": 10000,
+        "arbitration_burst": 0, "low_priority_weight": 0, "medium_priority_weight": 0, "high_priority_weight": 0,
+        "nvme_adminq_poll_period_us": 10000, "nvme_ioq_poll_period_us": 0, "io_queue_requests": 0,
+        "delay_cmd_submit": true, "transport_retry_count": 4, "bdev_retry_count": 3, "transport_ack_timeout": 0,
+        "ctrlr_loss_timeout_sec": 0, "reconnect_delay_sec": 0, "fast_io_fail_timeout_sec": 0,
+        "generate_uuids": false, "transport_tos": 0, "io_path_stat": false, "allow_accel_sequence": false
+    });
+    bench.ok("bdev_nvme_set_options", foreign).await;
+    // The device is not there, and nothing is left of the attempt.
+    let error = bench.fails("bdev_nvme_attach_controller", attach).await;
+    assert_eq!(error.code, -errno::ENODEV, "{error}");
+    assert_eq!(bench.ok("bdev_nvme_get_controllers", json!({})).await, json!([]));
+    for method in
+        ["bdev_nvme_detach_controller", "bdev_nvme_reset_controller", "bdev_nvme_get_controller_health_info"]
+    {
+        assert_eq!(bench.fails(method, json!({"name": "Nvme0"})).await.code, -errno::ENODEV, "{method}");
+    }
+    assert!(bench.fails("bdev_nvme_apply_firmware", json!({})).await.message.contains("not built"));
+}
+
+/// A configuration with a controller, what it had, and a target on it.
+fn with_controller(namespaces: Value) -> Value {
+    let mut attach = json!({"name": "Nvme0", "trtype": "PCIe", "traddr": "0000:01:00.0", "num_io_queues": 2});
+    if !namespaces.is_null() {
+        attach["namespaces"] = namespaces;
+    }
+    let delay = json!({"name": "Slow", "base_bdev_name": "Nvme0n3", "avg_read_latency": 1, "p99_read_latency": 1, "avg_write_latency": 1, "p99_write_latency": 1});
+    let luns = json!([{"bdev_name": "Nvme0n1", "lun_id": 0}, {"bdev_name": "Slow", "lun_id": 1}]);
+    json!({"subsystems": [
+        {"subsystem": "bdev", "config": [
+            {"method": "bdev_nvme_set_options", "params": {"action_on_timeout": "reset", "timeout_us": 5_000_000, "timeout_admin_us": 6_000_000, "nvme_adminq_poll_period_us": 1000, "transport_retry_count": 9, "io_queue_requests": 64}},
+            {"method": "bdev_nvme_set_hotplug", "params": {"enable": true, "period_us": 50_000}},
+            {"method": "bdev_nvme_attach_controller", "params": attach},
+            {"method": "bdev_delay_create", "params": delay},
+            {"method": "bdev_wait_for_examine"},
+        ]},
+        {"subsystem": "iscsi", "config": [
+            {"method": "iscsi_create_target_node", "params": {"name": "iqn.2020-01.org.x:one", "alias_name": "one", "pg_ig_maps": [], "luns": luns}},
+        ]},
+    ]})
+}
+
+#[tokio::test]
+async fn a_controller_that_is_not_there_at_the_start_is_awaited() {
+    let uuid = |last: u8| format!("01020304-0506-4708-890a-0b0c0d0e0f{last:02x}");
+    let namespaces = json!([
+        {"nsid": 1, "num_blocks": 1000, "block_size": 4096, "uuid": uuid(1)},
+        {"nsid": 3, "num_blocks": 2000, "block_size": 512, "uuid": uuid(3)},
+    ]);
+    let config = with_controller(namespaces);
+    let bench = Bench::cold();
+    bench.control.start(Some(config::ConfigFile::parse(&config.to_string()).unwrap())).await.unwrap();
+    // The targets have their LUNs, and those have no medium.
+    let log = bench.cores.taken();
+    for line in
+        ["0: add 0 at 0", "1: add 1 at 1", "0: map 0 [0=0,1=1]", "0: medium 0 false", "1: medium 1 false"]
+    {
+        assert_eq!(log.iter().filter(|known| *known == line).count(), 1, "{line}: {log:?}");
+    }
+    let controllers = bench.ok("bdev_nvme_get_controllers", json!({"name": "Nvme0"})).await;
+    assert_eq!(controllers[0]["ctrlrs"][0]["state"], "awaited");
+    assert_eq!(controllers[0]["ctrlrs"][0]["trid"], json!({"trtype": "PCIe", "traddr": "0000:01:00.0"}));
+    let bdev = &bench.ok("bdev_get_bdevs", json!({"name": "Nvme0n1"})).await[0];
+    assert_eq!((&bdev["num_blocks"], &bdev["block_size"]), (&json!(1000), &json!(4096)));
+    assert_eq!((&bdev["uuid"], &bdev["product_name"]), (&json!(uuid(1)), &json!("NVMe disk")));
+    assert_eq!(bdev["driver_specific"]["nvme"][0]["pci_address"], "0000:01:00.0");
+    assert_eq!(bdev["driver_specific"]["nvme"][0]["ns_data"]["id"], 1);
+    let paths = bench.ok("bdev_nvme_get_io_paths", json!({"name": "Nvme0n1"})).await;
+    assert_eq!(paths["poll_groups"][0]["io_paths"][0]["connected"], false);
+    // Saved again it is the same.
+    let saved = bench.ok("framework_get_config", json!({"name": "bdev"})).await;
+    assert_eq!(saved.as_array().unwrap()[..3], config["subsystems"][0]["config"].as_array().unwrap()[..3]);
+    // Options would only be for controllers that come later.
+    assert_eq!(bench.fails("bdev_nvme_set_options", json!({"timeout_us": 1})).await.code, -errno::EPERM);
+    // Somewhere else it is not detached.
+    let elsewhere = json!({"name": "Nvme0", "traddr": "0000:02:00.0"});
+    assert_eq!(bench.fails("bdev_nvme_detach_controller", elsewhere).await.code, -errno::ENODEV);
+    bench
+        .ok("bdev_nvme_detach_controller", json!({"name": "Nvme0", "trtype": "pcie", "traddr": "01:00.0"}))
+        .await;
+    assert_eq!(bench.cores.taken(), ["0: map 0 []", "0: remove 0", "1: remove 1"]);
+    assert_eq!(bench.ok("bdev_get_bdevs", json!({})).await, json!([]));
+}
+
+#[tokio::test]
+async fn a_controller_nothing_is_known_of_stops_the_start() {
+    let start = async |config: Value| {
+        Bench::cold()
+            .control
+            .start(Some(config::ConfigFile::parse(&config.to_string()).unwrap()))
+            .await
+            .unwrap_err()
+    };
+    let error = start(with_controller(Value::Null)).await;
+    assert!(error.contains("config[2]") && error.contains("0000:01:00.0"), "{error}");
+    for (wrong, word) in [
+        (json!({"nsid": 1, "num_blocks": 1, "block_size": 4096, "uuid": "x"}), "uuid"),
+        (
+            json!({"nsid": 1, "num_blocks": 0, "block_size": 4096, "uuid": uuid::Uuid::max().to_string()}),
+            "size",
+        ),
+        (
+            json!({"nsid": 1, "num_blocks": u64::MAX, "block_size": 512, "uuid": uuid::Uuid::max().to_string()}),
+            "size",
+        ),
+        (
+            json!({"nsid": 1, "num_blocks": 9, "block_size": 513, "uuid": uuid::Uuid::max().to_string()}),
+            "size",
+        ),
+    ] {
+        let error = start(with_controller(json!([wrong]))).await;
+        assert!(error.contains("\"namespaces\"") && error.contains(word), "{error}");
+    }
 }

@@ -563,7 +563,7 @@ impl Control {
     }
 
     /// Tells the homes of `name` and of all that stands on it.
-    async fn size_changed(&self, name: &str) -> Result<()> {
+    pub(in crate::control) async fn size_changed(&self, name: &str) -> Result<()> {
         let node = self.state();
         let mut names = vec![name.to_owned()];
         while let Some(name) = names.pop() {
@@ -697,29 +697,34 @@ fn made_up_uuid(recipe: &Recipe, base: Option<&Bdev>) -> (uuid::Uuid, bool) {
     }
 }
 
-/// The calls that make these devices, in the order they were made.
+/// The calls that make these devices and controllers, in the order they were made.
 pub(in crate::control) fn saved(node: &Node) -> Vec<Entry> {
-    let mut bdevs: Vec<&Arc<Bdev>> = node.bdevs.values().collect();
-    bdevs.sort_by_key(|bdev| bdev.order);
-    let mut entries: Vec<Entry> = bdevs
-        .into_iter()
-        .map(|bdev| {
-            let (method, mut params) = call_of(bdev);
-            if bdev.uuid_saved
-                && let Some(params) = params.as_object_mut()
-            {
-                params.insert("uuid".to_owned(), Value::String(bdev.uuid.to_string()));
-            }
-            Entry { method: method.to_owned(), params: Some(params) }
-        })
+    let mut calls: Vec<(u64, Entry)> = node
+        .controllers
+        .values()
+        .filter(|entry| !entry.hot)
+        .map(|entry| (entry.order, super::nvme::attach_call(node, entry)))
         .collect();
+    for bdev in node.bdevs.values() {
+        let Some((method, mut params)) = call_of(bdev) else { continue };
+        if bdev.uuid_saved
+            && let Some(params) = params.as_object_mut()
+        {
+            params.insert("uuid".to_owned(), Value::String(bdev.uuid.to_string()));
+        }
+        calls.push((bdev.order, Entry { method: method.to_owned(), params: Some(params) }));
+    }
+    calls.sort_by_key(|(order, _)| *order);
+    let mut entries = super::nvme::option_calls(node);
+    entries.extend(calls.into_iter().map(|(_, entry)| entry));
     entries.push(Entry { method: "bdev_wait_for_examine".to_owned(), params: None });
     entries
 }
 
-fn call_of(bdev: &Bdev) -> (&'static str, Value) {
+/// `None` for a bdev that comes with something else.
+fn call_of(bdev: &Bdev) -> Option<(&'static str, Value)> {
     let name = &bdev.name;
-    match &bdev.recipe {
+    Some(match &bdev.recipe {
         Recipe::Malloc { num_blocks, block_size, physical_block_size, optimal_io_boundary } => (
             "bdev_malloc_create",
             json!({"name": name, "num_blocks": num_blocks, "block_size": block_size, "physical_block_size": physical_block_size, "optimal_io_boundary": optimal_io_boundary}),
@@ -748,5 +753,6 @@ fn call_of(bdev: &Bdev) -> (&'static str, Value) {
             json!({"name": name, "base_bdev_name": base, "avg_read_latency": latency.avg_read, "p99_read_latency": latency.p99_read, "avg_write_latency": latency.avg_write, "p99_write_latency": latency.p99_write}),
         ),
         Recipe::Error { base } => ("bdev_error_create", json!({"base_name": base})),
-    }
+        Recipe::Nvme { .. } => return None,
+    })
 }

@@ -216,7 +216,7 @@ fn describe(node: &Node, bdev: &Bdev) -> Value {
         "claimed": claimed.is_some(),
         "zoned": false,
         "supported_io_types": supported(&geometry),
-        "driver_specific": specific(bdev),
+        "driver_specific": specific(node, bdev),
     })
 }
 
@@ -232,7 +232,7 @@ fn supported(geometry: &bdev::Geometry) -> Value {
     })
 }
 
-fn specific(bdev: &Bdev) -> Value {
+fn specific(node: &Node, bdev: &Bdev) -> Value {
     match &bdev.recipe {
         Recipe::Malloc { .. } | Recipe::Null { .. } => json!({}),
         Recipe::File { filename, readonly, fallocate, direct: false, .. } => {
@@ -248,5 +248,6 @@ fn specific(bdev: &Bdev) -> Value {
             "avg_write_latency": latency.avg_write, "p99_write_latency": latency.p99_write,
         }}),
         Recipe::Error { base } => json!({"error_disk": base}),
+        Recipe::Nvme { controller, nsid } => super::nvme_report::specific(node, bdev, controller, *nsid),
     }
 }

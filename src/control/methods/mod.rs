@@ -7,6 +7,8 @@ mod iscsi_groups;
 mod iscsi_options;
 mod iscsi_targets;
 mod log;
+mod nvme;
+mod nvme_report;
 
 use rpc::{Registry, RpcError, errno};
 
@@ -22,6 +24,8 @@ pub fn register(registry: &mut Registry<Control>) {
     log::register(registry);
     bdev::register(registry);
     bdev_report::register(registry);
+    nvme::register(registry);
+    nvme_report::register(registry);
     iscsi_groups::register(registry);
     iscsi_options::register(registry);
     iscsi_targets::register(registry);
