@@ -6,7 +6,8 @@
 //! cargo run --release -p reactor --example pci -- /run/nvme.sock    # by vfio-user
 //! ```
 //!
-//! `--until-removed SECONDS` then waits until the device is taken away. Register and command layouts are those of the NVM
+//! `--until-removed PLACE SECONDS` then waits until the device is taken away; `--registers-off ADDRESS` switches the
+//! registers off and touches them, which must cost nothing. Register and command layouts are those of the NVM
 //! Express Base Specification 2.0, §3.1.3 and §5.17.
 
 use std::error::Error;
@@ -156,35 +157,59 @@ fn until_removed(device: Box<dyn PciDevice>, bar: Box<dyn Bar>, seconds: u64) ->
     Ok(())
 }
 
-fn run() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (place, seconds) = match arguments.as_slice() {
-        [place] => (place, None),
-        [place, option, seconds] if option == "--until-removed" => (place, Some(seconds.parse::<u64>()?)),
-        _ => return Err("usage: pci ADDRESS|SOCKET [--until-removed SECONDS]".into()),
-    };
-    let device = open(place)?;
+/// Switches the registers off under their mapping, as a reset or a loss of power does, and touches them.
+fn registers_off(place: &str) -> Result<()> {
+    const COMMAND: u16 = 4;
+    let device = VfioDevice::open(place.parse::<PciAddress>()?)?;
+    let bar = device.open_bar(0)?;
+    println!("VS           {:#010x}", bar.read32(VS)?);
+    let mut command = [0; 2];
+    device.read_config(COMMAND, &mut command)?;
+    device.write_config(COMMAND, &[command[0] & !2, command[1]])?;
+    bar.write32(DOORBELLS, 0)?;
+    let (word, long) = (bar.read32(VS)?, bar.read64(CAP)?);
+    println!("off          VS {word:#010x}, CAP {long:#018x}, present: {}", device.is_present());
+    Ok(())
+}
+
+fn show(device: &dyn PciDevice) -> Result<Box<dyn Bar>> {
     let identity = device.identity();
     println!("device       {}", device.name());
     println!("identity     {:04x}:{:04x} class {:06x}", identity.vendor, identity.device, identity.class);
     let bar = device.open_bar(0)?;
     println!("bar 0        {:#x} bytes", bar.length());
-    map(&*device, false)?;
-    map(&*device, true)?;
+    map(device, false)?;
+    map(device, true)?;
     if identity.class == CLASS_NVME {
         println!("CAP          {:#018x}", bar.read64(CAP)?);
         println!("VS           {:#010x}", bar.read32(VS)?);
-        identify(&*device, &*bar, true)?;
-        identify(&*device, &*bar, false)?;
+        identify(device, &*bar, true)?;
+        identify(device, &*bar, false)?;
         if device.reset().is_ok() {
-            identify(&*device, &*bar, false)?;
+            identify(device, &*bar, false)?;
             println!("reset        works");
         }
     }
-    if let Some(seconds) = seconds {
-        until_removed(device, bar, seconds)?;
+    Ok(bar)
+}
+
+fn run() -> Result<()> {
+    let (options, arguments): (Vec<String>, Vec<String>) =
+        std::env::args().skip(1).partition(|word| word.starts_with("--"));
+    match (options.first().map(String::as_str), arguments.as_slice()) {
+        (Some("--registers-off"), [place]) => registers_off(place),
+        (Some("--until-removed"), [place, seconds]) => {
+            let device = open(place)?;
+            let bar = show(&*device)?;
+            until_removed(device, bar, seconds.parse()?)
+        }
+        (None, [_, ..]) => {
+            // All are open before the first is used: devices of one IOMMU group share their address space.
+            let devices = arguments.iter().map(|place| open(place)).collect::<Result<Vec<_>>>()?;
+            devices.iter().try_for_each(|device| show(&**device).map(drop))
+        }
+        _ => Err("usage: pci ADDRESS|SOCKET... or pci --until-removed PLACE SECONDS or pci --registers-off ADDRESS".into()),
     }
-    Ok(())
 }
 
 fn main() -> std::process::ExitCode {

@@ -148,6 +148,13 @@ impl PciBus {
         addresses.into_iter().filter_map(|address| self.function(address).ok()).collect()
     }
 
+    /// True for a group that VFIO made up because there is no IOMMU: its devices can write to all memory.
+    #[must_use]
+    pub fn is_group_without_iommu(&self, group: u32) -> bool {
+        line(&self.root.join(format!("sys/kernel/iommu_groups/{group}/name"))).as_deref()
+            == Some("vfio-noiommu")
+    }
+
     /// What hinders the group of a function from being driven from user space: each function with a driver that
     /// reaches memory on its own, by address and driver. Bridges of PCI Express (`pcieport`) do no harm.
     #[must_use]

@@ -128,6 +128,8 @@ fn functions_say_what_they_are() {
     assert_eq!(hindrances.len(), 1);
     assert_eq!(hindrances[0].driver.as_deref(), Some("nvme"));
     assert_eq!(bus.function(address("0000:07:00.0")), Err(DeviceError::Gone));
+    tree.write("sys/kernel/iommu_groups/9/name", "vfio-noiommu\n");
+    assert!(bus.is_group_without_iommu(9) && !bus.is_group_without_iommu(3));
 }
 
 #[test]

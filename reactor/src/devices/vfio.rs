@@ -75,7 +75,8 @@ impl VfioDevice {
                 "{address} is bound to {driver}. Remedy: scripts/bind bind {address}"
             )));
         }
-        let group = function.iommu_group.ok_or_else(|| {
+        // VFIO makes groups of its own for devices that were bound without an IOMMU.
+        let group = function.iommu_group.filter(|&group| !bus.is_group_without_iommu(group)).ok_or_else(|| {
             DeviceError::Refused(format!(
                 "{address} has no IOMMU group: the IOMMU is off. Remedy: switch it on in the firmware (VT-d, AMD-Vi) \
                  and boot with intel_iommu=on or amd_iommu=on"
@@ -134,6 +135,14 @@ impl VfioDevice {
     #[must_use]
     pub fn vectors_max(&self) -> u16 {
         self.vectors_max
+    }
+
+    /// Writes to the configuration space; the kernel keeps back what would harm others.
+    ///
+    /// # Errors
+    /// When the device is gone or the range is not in its configuration space.
+    pub fn write_config(&self, offset: u16, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.shared.write(CONFIG_REGION, u64::from(offset), bytes)
     }
 }
 

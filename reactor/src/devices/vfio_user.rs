@@ -153,12 +153,20 @@ impl VfioUserDevice {
         let mut bytes = [0; 2];
         self.connection.read(CONFIG_REGION, u64::from(config::COMMAND), &mut bytes)?;
         let command = (u16::from_le_bytes(bytes) & !clear) | set;
-        let mut message = access(CONFIG_REGION, u64::from(config::COMMAND), 2);
-        message.extend(command.to_le_bytes());
+        self.write_config(config::COMMAND, &command.to_le_bytes())
+    }
+
+    /// Writes to the configuration space and waits until that is done.
+    ///
+    /// # Errors
+    /// When the device is gone or its server refuses.
+    pub fn write_config(&self, offset: u16, bytes: &[u8]) -> Result<(), DeviceError> {
+        let mut message = access(CONFIG_REGION, u64::from(offset), bytes.len());
+        message.extend(bytes);
         self.connection
             .ask(command::REGION_WRITE, &message, &[], &mut [0; 16])
             .map(drop)
-            .map_err(|fault| fault.explain(self.connection.name(), "a write to the command register"))
+            .map_err(|fault| fault.explain(self.connection.name(), "a write to the configuration space"))
     }
 }
 
