@@ -48,6 +48,8 @@ pub struct Options {
     pub memory_mib: u64,
     /// Take buffer memory from hugepages when there are any.
     pub hugepages: bool,
+    /// Let device servers in other processes map the buffer memory. Hugepages always let them.
+    pub shared_buffers: bool,
     /// Bounds.
     pub limits: Limits,
 }
@@ -64,6 +66,7 @@ impl Options {
             wait_for_rpc: false,
             memory_mib: limits::BUFFER_MIB_DEFAULT,
             hugepages: false,
+            shared_buffers: false,
             limits: Limits::default(),
         }
     }
@@ -258,7 +261,7 @@ fn start_reactors(
 ) -> Result<Reactors, String> {
     let config = ReactorConfig { cpus, mode: reactor_mode(options.mode), name: "reactor".to_owned() };
     let seats = Mutex::new(seats);
-    let (bounds, hugepages) = (options.limits.clone(), options.hugepages);
+    let (bounds, hugepages, shared) = (options.limits.clone(), options.hugepages, options.shared_buffers);
     let classes = limits::pool_classes(&options.limits, options.memory_mib);
     let build = move |core: CoreId, place: ReactorSeat| -> Result<Box<dyn Poller>, String> {
         let seat =
@@ -266,8 +269,11 @@ fn start_reactors(
         let seat = seat.ok_or_else(|| format!("{core} was started twice"))?;
         // Here, on the reactor's own thread, so that its pages come from its own NUMA node.
         let length = BufferPool::memory_length(&classes);
-        let memory =
-            if hugepages { HugeMemory::new(length)? } else { HugeMemory::without_hugepages(length)? };
+        let memory = match (shared, hugepages) {
+            (true, _) => HugeMemory::shared(length, hugepages)?,
+            (false, true) => HugeMemory::new(length)?,
+            (false, false) => HugeMemory::without_hugepages(length)?,
+        };
         if let Some(shortfall) = memory.shortfall() {
             tracing::warn!(target: "reactor", %core, "{shortfall}");
         }
@@ -357,6 +363,31 @@ impl Running {
 mod tests {
     use super::*;
     use crate::client::Client;
+
+    #[test]
+    fn a_daemon_with_shared_buffers_maps_a_file_for_them() {
+        let socket = std::env::temp_dir().join(format!("pollux-shared-{}", std::process::id()));
+        // Pages of memory files mapped for buffers; other tests of this process may map some too, so what counts is that
+        // there are more of them while the daemon runs.
+        let mapped = || -> u64 {
+            let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+            let bytes = |line: &str| {
+                let (first, last) = line.split(' ').next()?.split_once('-')?;
+                let parse = |text| u64::from_str_radix(text, 16).ok();
+                Some(parse(last)? - parse(first)?)
+            };
+            maps.lines()
+                .filter(|line| line.contains("memfd:pollux-buffers") && line.contains("rw-s"))
+                .filter_map(bytes)
+                .sum()
+        };
+        let before = mapped();
+        let options = Options { memory_mib: 8, shared_buffers: true, ..Options::new(socket) };
+        let running = Running::start(options).unwrap();
+        assert!(mapped() >= before + (8 << 20), "{} and {}", before, mapped());
+        running.stop().unwrap();
+        assert_eq!(mapped(), before);
+    }
 
     #[test]
     fn a_daemon_starts_answers_and_stops() {

@@ -60,6 +60,9 @@ struct Arguments {
     /// Take buffer memory from 2 MiB hugepages where the system has some
     #[arg(long)]
     hugepages: bool,
+    /// Let vfio-user device servers map buffer memory that is not of hugepages, too
+    #[arg(long)]
+    shared_buffers: bool,
     /// Show log lines up to this level: ERROR, WARNING, NOTICE, INFO or DEBUG
     #[arg(short = 'L', long, value_name = "LEVEL", default_value = "NOTICE")]
     log_level: String,
@@ -81,6 +84,7 @@ fn options(arguments: Arguments) -> Result<Options, String> {
         wait_for_rpc: arguments.wait_for_rpc,
         memory_mib: arguments.memory,
         hugepages: arguments.hugepages,
+        shared_buffers: arguments.shared_buffers,
         ..Options::new(arguments.rpc_socket.unwrap_or_else(daemon::default_socket))
     })
 }
