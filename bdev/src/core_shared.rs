@@ -4,6 +4,9 @@ use std::rc::{Rc, Weak};
 
 use base::{BufferPool, CoreId};
 
+/// A key, and what is shared under it.
+type Shared = (usize, Weak<dyn Any>);
+
 /// What the channels of one core have in common: the core's name, the pool their buffers come from, and things that
 /// several channels use together, such as the queue pair of a controller whose namespaces each have a channel.
 ///
@@ -13,7 +16,7 @@ use base::{BufferPool, CoreId};
 pub struct CoreShared {
     core: CoreId,
     pool: Option<BufferPool>,
-    shared: Rc<RefCell<Vec<(usize, Weak<dyn Any>)>>>,
+    shared: Rc<RefCell<Vec<Shared>>>,
 }
 
 impl std::fmt::Debug for CoreShared {
