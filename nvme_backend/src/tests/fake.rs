@@ -181,6 +181,12 @@ impl Fake {
         self.state.lock().unwrap()
     }
 
+    /// How many regions the device may reach, and whether it may reach anything.
+    pub(crate) fn reach(&self) -> (usize, bool) {
+        let state = self.lock();
+        (state.mappings.len(), state.bus_master)
+    }
+
     /// Answers everything that is held.
     pub(crate) fn release(&self) {
         let mut state = self.lock();
@@ -610,7 +616,7 @@ impl Bar for FakeBar {
                 let before = state.cc & 1;
                 state.cc = value;
                 state.shutdown = value >> 14 & 3 == 1;
-                if value & 1 == 0 && before == 1 && !state.faults.undisableable {
+                if value & 1 == 0 && state.ready && !state.faults.undisableable {
                     state.reset();
                 }
                 if value & 1 == 1 && before == 0 && !state.faults.unready {
@@ -699,15 +705,5 @@ impl PciDevice for FakeDevice {
     }
     fn is_present(&self) -> bool {
         self.0.lock().present
-    }
-}
-
-impl State {
-    /// How many regions the device may reach.
-    pub(crate) fn mapped(&self) -> usize {
-        self.mappings.len()
-    }
-    pub(crate) fn masters(&self) -> bool {
-        self.bus_master
     }
 }

@@ -1,6 +1,8 @@
 //! The driver against a small fake of a controller.
 
+mod administration;
 mod fake;
+mod faults;
 mod io;
 
 use std::collections::BTreeSet;
