@@ -119,7 +119,12 @@ fn pci_error(address: &str, error: &reactor::DeviceError) -> DeviceError {
         _ => false,
     };
     let number = if is_away { errno::ENODEV } else { errno::EIO };
-    DeviceError::new(number, format!("{address}: {error}"))
+    let remedy = if *error == reactor::DeviceError::Gone {
+        ". Remedy: see that it, or the process that serves it, lives and serves nobody else"
+    } else {
+        ""
+    };
+    DeviceError::new(number, format!("{address}: {error}{remedy}"))
 }
 
 fn exponent(physical: u32, logical: u32) -> u8 {

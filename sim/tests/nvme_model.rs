@@ -75,7 +75,9 @@ fn enabling_takes_its_time_and_disabling_forgets_queues() {
 
 #[test]
 fn a_bad_configuration_is_fatal() {
-    for (aqa, cc) in [(15 << 16, 0x46_0001), (15 << 16 | 15, 0x46_0001 | 5 << 7), (15 << 16 | 15, 0x46_0001 | 1 << 11)] {
+    for (aqa, cc) in
+        [(15 << 16, 0x46_0001), (15 << 16 | 15, 0x46_0001 | 5 << 7), (15 << 16 | 15, 0x46_0001 | 1 << 11)]
+    {
         let mut host = Host::cold(small());
         host.write32(0x24, aqa);
         host.bar.write64(0x28, host.base).unwrap();
@@ -84,7 +86,10 @@ fn a_bad_configuration_is_fatal() {
         host.step();
         assert_eq!(host.read32(0x1C), 2, "CFS");
         let violations = host.violations();
-        assert!(!violations.is_empty() && violations.iter().all(|v| v.rule == Rule::Configuration), "{violations:?}");
+        assert!(
+            !violations.is_empty() && violations.iter().all(|v| v.rule == Rule::Configuration),
+            "{violations:?}"
+        );
     }
 }
 
@@ -470,7 +475,8 @@ fn fused_compare_and_write_is_one() {
 }
 
 fn protected(format: u8, protection: u8, extended: bool) -> Host {
-    let namespace = NamespaceConfig { bytes: 1 << 20, format, protection, extended, ..NamespaceConfig::default() };
+    let namespace =
+        NamespaceConfig { bytes: 1 << 20, format, protection, extended, ..NamespaceConfig::default() };
     Host::ready(Config { namespaces: vec![namespace], ..Config::default() })
 }
 
@@ -561,7 +567,11 @@ fn formatting_changes_blocks_and_forgets_data() {
     assert_eq!(host.bytes(OTHER, 4096), [0; 4096]);
     assert_eq!(host.io(READ, 256, 1, OTHER, 4096).status, 0x4080);
     assert_eq!(host.admin([0x80, 1, 0, 0, 4, 0]).status, 0x410A);
-    assert_eq!(host.admin([0x80, 1, 0, 0, 1 | 1 << 5, 0]).status, 0x410A, "no room for protection information");
+    assert_eq!(
+        host.admin([0x80, 1, 0, 0, 1 | 1 << 5, 0]).status,
+        0x410A,
+        "no room for protection information"
+    );
     assert_eq!(host.admin([0x80, 1, 0, 0, 3 | 1 << 5, 0]).status, 0);
 }
 
@@ -631,7 +641,8 @@ fn abort_takes_back_what_was_not_done() {
     let high = host.high(0);
     for words in [[5, 0, cq, high, 15 << 16 | 1, 1], [1, 0, sq, high, 15 << 16 | 1, 1 | 1 << 16]] {
         let mut entry = [0; 16];
-        (entry[0], entry[6], entry[7], entry[10], entry[11]) = (words[0], words[2], words[3], words[4], words[5]);
+        (entry[0], entry[6], entry[7], entry[10], entry[11]) =
+            (words[0], words[2], words[3], words[4], words[5]);
         host.put(0, entry);
         host.ring(0);
         wait(&mut host);
@@ -704,7 +715,11 @@ fn shadow_doorbells_are_followed() {
     host.step();
     host.write32(0x1008, 3);
     host.step();
-    assert_eq!(host.device.model().statistics().completions, 4 + 3, "three admin commands before, and four reads");
+    assert_eq!(
+        host.device.model().statistics().completions,
+        4 + 3,
+        "three admin commands before, and four reads"
+    );
     host.clean();
     host.memory.store32(shadow as usize + 8, ENTRIES + 1);
     host.step();

@@ -79,6 +79,17 @@ pub struct NvmeController {
 }
 
 impl NvmeController {
+    /// Where it is, whichever way that was written: a folder is the same as the socket in it.
+    pub(super) fn place(&self) -> &str {
+        match self.transport {
+            NvmeTransport::Pcie => &self.address,
+            NvmeTransport::VfioUser => {
+                let path = self.address.trim_end_matches('/');
+                path.strip_suffix("/cntrl").unwrap_or(path)
+            }
+        }
+    }
+
     /// What the driver is given for it.
     pub(super) fn options(&self, node: &Node) -> ControllerOptions {
         let mut options = node.nvme_options.controller;
@@ -349,7 +360,12 @@ impl Control {
                     return Err(DeviceError::new(errno::EIO, format!("{address}: {reason}")));
                 }
                 ControllerState::Gone | ControllerState::Detaching | ControllerState::Detached => {
-                    return Err(DeviceError::new(errno::ENODEV, format!("{address}: the device is gone")));
+                    return Err(DeviceError::new(
+                        errno::ENODEV,
+                        format!(
+                            "{address}: the device went away while it was brought up. Remedy: see that it, or the process that serves it, lives and serves nobody else"
+                        ),
+                    ));
                 }
                 ControllerState::Starting | ControllerState::Resetting => {}
             }
@@ -455,7 +471,9 @@ impl Control {
             ControllerEvent::Returned => note("nvme_controller_returned", name),
             ControllerEvent::HealthWarning { .. } => note("nvme_health_warning", name),
             ControllerEvent::QueueReset { .. } => note("nvme_queue_reset", name),
-            ControllerEvent::ErrorLogEntry { .. } | ControllerEvent::FirmwareActivation => {
+            ControllerEvent::ErrorLogEntry { .. }
+            | ControllerEvent::StrangeCompletions { .. }
+            | ControllerEvent::FirmwareActivation => {
                 tracing::warn!(target: "nvme", controller = name, ?event, "a controller reports");
             }
         }

@@ -114,7 +114,8 @@ fn run(arguments: &Arguments) -> Result<(), String> {
     })?;
     for fault in &arguments.faults {
         let parsed = fault.split_once('=').and_then(|(name, rate)| Some((name, rate.parse().ok()?)));
-        let (name, rate) = parsed.ok_or_else(|| format!("--faults {fault:?}: write name=rate, such as late=1000"))?;
+        let (name, rate) =
+            parsed.ok_or_else(|| format!("--faults {fault:?}: write name=rate, such as late=1000"))?;
         control::set_rate(&mut model, name, rate)?;
     }
     let live = LiveModel::start(model).map_err(|e| format!("no thread for the model: {e}"))?;

@@ -247,7 +247,11 @@ impl Model {
         let (index, extended) = (word & 15 | (word >> 12 & 3) << 4, word & 1 << 4 != 0);
         let (protection, first, erase) = (word >> 5 & 7, word & 1 << 8 != 0, word >> 9 & 7);
         let Some(format) = FORMATS.get(index as usize) else {
-            return Err(Refusal::broken(status::INVALID_FORMAT, Rule::Unsupported, format!("LBA format {index}")));
+            return Err(Refusal::broken(
+                status::INVALID_FORMAT,
+                Rule::Unsupported,
+                format!("LBA format {index}"),
+            ));
         };
         if protection > 3 || (protection > 0 && format.metadata < 8) {
             let what = format!("protection type {protection} with LBA format {index}");
@@ -276,7 +280,11 @@ impl Model {
             namespace.protection_first = first && protection > 0;
             namespace.blocks_peak = blocks;
         }
-        if found { Ok(Outcome::Done(0)) } else { Err(Refusal::plain(status::INVALID_NAMESPACE | status::DNR)) }
+        if found {
+            Ok(Outcome::Done(0))
+        } else {
+            Err(Refusal::plain(status::INVALID_NAMESPACE | status::DNR))
+        }
     }
 
     /// An attached namespace.

@@ -41,7 +41,9 @@ impl ModelDevice {
     pub fn new(name: &str, mut model: Model) -> ModelDevice {
         model.pci_mut().write(4, &[0x02]);
         let next_address = Mutex::new(FIRST_ADDRESS);
-        ModelDevice { shared: Arc::new(Shared { name: name.to_owned(), model: Mutex::new(model), next_address }) }
+        ModelDevice {
+            shared: Arc::new(Shared { name: name.to_owned(), model: Mutex::new(model), next_address }),
+        }
     }
 
     /// The model itself, for the test to look at and to break.
@@ -89,7 +91,10 @@ impl PciDevice for ModelDevice {
 
     fn open_bar(&self, index: u8) -> Result<Box<dyn Bar>, DeviceError> {
         if index != 0 {
-            return Err(DeviceError::Unsupported(format!("{} has no BAR {index} to map; take BAR 0", self.name())));
+            return Err(DeviceError::Unsupported(format!(
+                "{} has no BAR {index} to map; take BAR 0",
+                self.name()
+            )));
         }
         let length = self.model().bar0_length();
         Ok(Box::new(ModelBar { shared: Arc::clone(&self.shared), length }))

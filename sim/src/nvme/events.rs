@@ -105,7 +105,8 @@ impl Model {
     }
 
     fn deliver(&mut self) {
-        while let Some(at) = self.events.pending.iter().position(|event| !self.events.masked[usize::from(event.kind & 7)])
+        while let Some(at) =
+            self.events.pending.iter().position(|event| !self.events.masked[usize::from(event.kind & 7)])
         {
             let Some(cid) = self.events.requests.pop_front() else { return };
             let Some(event) = self.events.pending.remove(at) else { return };

@@ -144,7 +144,11 @@ impl Model {
                 let mut bytes = [0; 512];
                 self.receive_admin(command, &mut bytes)?;
                 if bytes[0] > 1 || bytes[1..].iter().any(|&byte| byte != 0) {
-                    self.violation(Rule::Reserved, 0, "Host Behavior Support has bits that mean nothing here");
+                    self.violation(
+                        Rule::Reserved,
+                        0,
+                        "Host Behavior Support has bits that mean nothing here",
+                    );
                 }
                 self.features.host_behavior.copy_from_slice(&bytes);
             }
@@ -217,7 +221,8 @@ impl Model {
                 let Some(namespace) = self.namespace(nsid) else {
                     return Err(Refusal::plain(status::INVALID_NAMESPACE | status::DNR));
                 };
-                let current = u32::from(namespace.error_recovery_limit) | u32::from(namespace.report_deallocated) << 16;
+                let current =
+                    u32::from(namespace.error_recovery_limit) | u32::from(namespace.report_deallocated) << 16;
                 if select == 0 { current } else { 0 }
             }
             VOLATILE_WRITE_CACHE if !self.config.write_cache => {
@@ -236,7 +241,9 @@ impl Model {
             EVENT_CONFIGURATION => features.event_configuration,
             TIMESTAMP => {
                 let mut bytes = [0; 8];
-                let passed = features.timestamp_set.map_or(self.now.as_nanos(), |at| self.now.since(at).as_nanos() as u64);
+                let passed = features
+                    .timestamp_set
+                    .map_or(self.now.as_nanos(), |at| self.now.since(at).as_nanos() as u64);
                 bytes.copy_from_slice(&(features.timestamp + passed / 1_000_000).to_le_bytes());
                 // Origin: set by the host, or counting from the reset.
                 bytes[6] = u8::from(features.timestamp_set.is_some()) << 1;

@@ -30,7 +30,11 @@ impl Model {
             // A host that has not seen yet that the controller failed or shuts down is not to blame.
             let excused = self.csts & (super::registers::CSTS_CFS | super::registers::CSTS_SHST) != 0;
             if !excused {
-                self.violation(Rule::DoorbellQueue, queue, format!("doorbell {offset:#x} written with {value:#x}"));
+                self.violation(
+                    Rule::DoorbellQueue,
+                    queue,
+                    format!("doorbell {offset:#x} written with {value:#x}"),
+                );
             }
             return;
         }
@@ -53,12 +57,18 @@ impl Model {
             }
             return;
         }
-        if number % 2 == 0 { self.set_tail(queue, value16, true) } else { self.set_head(queue, value16, true) }
+        if number % 2 == 0 {
+            self.set_tail(queue, value16, true)
+        } else {
+            self.set_head(queue, value16, true)
+        }
     }
 
     fn doorbell_fault(&mut self, rule: Rule, queue: u16, what: String) {
         self.violation(rule, queue, what);
-        let info = if rule == Rule::DoorbellQueue { super::events::INVALID_DOORBELL_REGISTER } else {
+        let info = if rule == Rule::DoorbellQueue {
+            super::events::INVALID_DOORBELL_REGISTER
+        } else {
             super::events::INVALID_DOORBELL_VALUE
         };
         self.event(super::events::Event { kind: super::events::ERROR, info, log: super::logs::ERROR_LOG });
@@ -76,7 +86,8 @@ impl Model {
             Some(format!("tail {value} in a queue of {size}"))
         } else if value == tail {
             register.then(|| format!("tail {value} written again"))
-        } else if u32::from(sq.distance(head, tail)) + u32::from(sq.distance(tail, value)) >= u32::from(size) {
+        } else if u32::from(sq.distance(head, tail)) + u32::from(sq.distance(tail, value)) >= u32::from(size)
+        {
             Some(format!("tail {tail} to {value} overruns head {head} in a queue of {size}"))
         } else {
             sq.tail = value;
@@ -220,11 +231,15 @@ impl Model {
         let first = match self.pair(queue, held, command, last) {
             Pairing::Wait => return,
             Pairing::Refuse => {
-                self.refuse(queue, cid, Refusal::broken(
-                    status::ABORTED_MISSING_FUSED,
-                    Rule::Fused,
-                    format!("CID {cid:#x} has no other half"),
-                ));
+                self.refuse(
+                    queue,
+                    cid,
+                    Refusal::broken(
+                        status::ABORTED_MISSING_FUSED,
+                        Rule::Fused,
+                        format!("CID {cid:#x} has no other half"),
+                    ),
+                );
                 return;
             }
             Pairing::Alone => None,
@@ -286,7 +301,11 @@ impl Model {
             && compare.nsid() == write.nsid();
         if compare.opcode() != io::COMPARE || write.opcode() != io::WRITE || !same {
             let what = "a fused operation that is no Compare and Write of the same blocks";
-            self.refuse(first.queue, compare.cid(), Refusal::broken(status::INVALID_FIELD, Rule::Fused, what));
+            self.refuse(
+                first.queue,
+                compare.cid(),
+                Refusal::broken(status::INVALID_FIELD, Rule::Fused, what),
+            );
             self.refuse(second.queue, write.cid(), Refusal::plain(status::ABORTED_FAILED_FUSED));
             return;
         }
@@ -382,7 +401,8 @@ impl Model {
     fn post(&mut self, queue: u16, cid: u16, status: Status, result: u64, fault: Option<CommandFault>) {
         let Some(sq) = &mut self.sqs[usize::from(queue)] else { return };
         let (cq, size) = (sq.cq, sq.size);
-        let mut entry = Completion { result, sq_head: sq.head, sq_id: queue, cid, status, wrong_phase: false };
+        let mut entry =
+            Completion { result, sq_head: sq.head, sq_id: queue, cid, status, wrong_phase: false };
         match fault {
             // The host still waits for it, so its identifier is still in use.
             Some(CommandFault::Lost) => return,

@@ -105,7 +105,13 @@ impl Model {
     }
 
     /// Finds where data and metadata of a command go. True when metadata goes by a pointer of its own.
-    fn locate(&mut self, command: &Command, data: u64, metadata: u64, direction: Direction) -> Result<(), Refusal> {
+    fn locate(
+        &mut self,
+        command: &Command,
+        data: u64,
+        metadata: u64,
+        direction: Direction,
+    ) -> Result<(), Refusal> {
         if self.config.mdts > 0 && data > 4096 << self.config.mdts && self.faults.lies.mdts.is_none() {
             let what = format!("a transfer of {data} bytes, beyond MDTS");
             return Err(Refusal::broken(status::INVALID_FIELD, Rule::Bounds, what));
@@ -128,14 +134,13 @@ impl Model {
         if psdt == 2 {
             let mut descriptor = [0; 16];
             self.memory.read(pointer, &mut descriptor)?;
-            return walk_sgl(&self.memory, descriptor, metadata, direction, &mut self.metadata_segments).map_err(
-                |refusal| match refusal.status & 0x7FF {
+            return walk_sgl(&self.memory, descriptor, metadata, direction, &mut self.metadata_segments)
+                .map_err(|refusal| match refusal.status & 0x7FF {
                     status::DATA_SGL_LENGTH_INVALID => {
                         Refusal { status: status::METADATA_SGL_LENGTH_INVALID | status::DNR, ..refusal }
                     }
                     _ => refusal,
-                },
-            );
+                });
         }
         if psdt == 0 && pointer % 4 != 0 {
             let what = format!("MPTR {pointer:#x} is not dword aligned");
@@ -154,7 +159,9 @@ impl Model {
             (0, _, _) => Shape { layout: Layout::Whole, data: count * data, metadata: 0 },
             (_, true, _) => Shape { layout: Layout::DataAlone, data: count * data, metadata: 0 },
             (_, false, true) => Shape { layout: Layout::Whole, data: count * (data + metadata), metadata: 0 },
-            (_, false, false) => Shape { layout: Layout::Apart, data: count * data, metadata: count * metadata },
+            (_, false, false) => {
+                Shape { layout: Layout::Apart, data: count * data, metadata: count * metadata }
+            }
         }
     }
 
@@ -192,7 +199,12 @@ impl Model {
     }
 
     /// Reads blocks with their metadata into `content` and checks protection information.
-    fn fetch_blocks(&self, blocks: Blocks, protection: Option<Protection>, content: &mut Vec<u8>) -> Result<(), Refusal> {
+    fn fetch_blocks(
+        &self,
+        blocks: Blocks,
+        protection: Option<Protection>,
+        content: &mut Vec<u8>,
+    ) -> Result<(), Refusal> {
         let namespace = self.at(blocks.index)?;
         let (stride, data) = (namespace.stride(), namespace.data_bytes());
         content.clear();
@@ -202,7 +214,8 @@ impl Model {
         }
         for (i, block) in content.chunks_mut(stride).enumerate() {
             // Deallocated blocks carry protection information that passes every check (§3.2.3.2.1).
-            if namespace.protection > 0 && namespace.media.state(blocks.lba + i as u64) == State::Deallocated {
+            if namespace.protection > 0 && namespace.media.state(blocks.lba + i as u64) == State::Deallocated
+            {
                 block[data..].fill(0xFF);
             }
             if let Some(protection) = protection {
@@ -280,7 +293,12 @@ impl Model {
     }
 
     /// Inserts protection information, or checks what the host sent.
-    fn protect(&self, index: usize, protection: Option<Protection>, content: &mut [u8]) -> Result<(), Refusal> {
+    fn protect(
+        &self,
+        index: usize,
+        protection: Option<Protection>,
+        content: &mut [u8],
+    ) -> Result<(), Refusal> {
         let Some(protection) = protection else { return Ok(()) };
         let namespace = self.at(index)?;
         let (stride, data) = (namespace.stride(), namespace.data_bytes());
@@ -295,13 +313,27 @@ impl Model {
         Ok(())
     }
 
-    fn store_blocks(&mut self, index: usize, lba: u64, content: &[u8], state: State, fua: bool) -> Result<(), Refusal> {
+    fn store_blocks(
+        &mut self,
+        index: usize,
+        lba: u64,
+        content: &[u8],
+        state: State,
+        fua: bool,
+    ) -> Result<(), Refusal> {
         let cached = self.features.write_cache && !fua;
         let Some(namespace) = &mut self.namespaces[index] else { return Ok(()) };
         namespace.media.write(lba, content, state, cached).map_err(|_| Refusal::plain(status::WRITE_FAULT))
     }
 
-    fn fill_blocks(&mut self, index: usize, lba: u64, count: u64, state: State, fua: bool) -> Result<(), Refusal> {
+    fn fill_blocks(
+        &mut self,
+        index: usize,
+        lba: u64,
+        count: u64,
+        state: State,
+        fua: bool,
+    ) -> Result<(), Refusal> {
         let cached = self.features.write_cache && !fua;
         let Some(namespace) = &mut self.namespaces[index] else { return Ok(()) };
         namespace.media.fill(lba, count, state, cached).map_err(|_| Refusal::plain(status::WRITE_FAULT))
@@ -336,7 +368,8 @@ impl Model {
         let (stride, bytes) = (namespace.stride(), namespace.data_bytes());
         let whole = protection.is_none_or(|protection| !protection.act);
         let compared = if whole { stride } else { bytes };
-        let equal = sent.chunks(stride).zip(stored.chunks(stride)).all(|(a, b)| a[..compared] == b[..compared]);
+        let equal =
+            sent.chunks(stride).zip(stored.chunks(stride)).all(|(a, b)| a[..compared] == b[..compared]);
         if equal { Ok(Outcome::Done(0)) } else { Err(Refusal::plain(status::COMPARE_FAILURE | status::DNR)) }
     }
 
@@ -387,7 +420,8 @@ impl Model {
             return Ok(Outcome::Done(0));
         }
         let parsed = bytes.as_chunks::<16>().0.iter().map(|range| {
-            let command = |at: usize| u32::from_le_bytes([range[at], range[at + 1], range[at + 2], range[at + 3]]);
+            let command =
+                |at: usize| u32::from_le_bytes([range[at], range[at + 1], range[at + 2], range[at + 3]]);
             (u64::from(command(8)) | u64::from(command(12)) << 32, u64::from(command(4)))
         });
         let parsed: Vec<(u64, u64)> = parsed.collect();
@@ -433,7 +467,8 @@ impl Model {
                 return Err(Refusal::plain(status::UNRECOVERED_READ_ERROR));
             }
             let tags = (half(28), half(30));
-            let protection = Protection::new(namespace.protection, word >> 12 & 15, word_at(24), tags, lba, false)?;
+            let protection =
+                Protection::new(namespace.protection, word >> 12 & 15, word_at(24), tags, lba, false)?;
             let mut part = Vec::new();
             self.fetch_blocks(Blocks { index, lba, count }, protection, &mut part)?;
             content.append(&mut part);

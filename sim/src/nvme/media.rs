@@ -234,7 +234,12 @@ impl Media {
         }
         let together = if blocks <= self.atomic_blocks { blocks } else { 1 };
         for (i, part) in content.chunks(together.max(1) as usize * self.stride).enumerate() {
-            self.journal.push(Entry { lba: lba + i as u64 * together, content: part.to_vec(), state, durable });
+            self.journal.push(Entry {
+                lba: lba + i as u64 * together,
+                content: part.to_vec(),
+                state,
+                durable,
+            });
         }
         self.journal_bytes += content.len();
         if self.journal_bytes > CACHE_BYTES_MAX {

@@ -53,7 +53,9 @@ impl Memory {
             previous.address + previous.length > address
         };
         if after || before {
-            return Err(format!("DMA range {address:#x}+{length:#x} overlaps one that is mapped; unmap it first"));
+            return Err(format!(
+                "DMA range {address:#x}+{length:#x} overlaps one that is mapped; unmap it first"
+            ));
         }
         let region = match file {
             Some(file) => Some(map_file(file, offset, length)?),
@@ -66,8 +68,10 @@ impl Memory {
 
     /// Forgets exactly the range that begins at `address`; `length` of 0 takes any length.
     pub fn unmap(&mut self, address: u64, length: u64) -> bool {
-        let found =
-            self.ranges.iter().position(|range| range.address == address && (length == 0 || range.length == length));
+        let found = self
+            .ranges
+            .iter()
+            .position(|range| range.address == address && (length == 0 || range.length == length));
         if let Some(at) = found {
             self.ranges.remove(at);
             self.last.set(0);
@@ -196,7 +200,9 @@ impl Memory {
 fn map_file(file: File, offset: u64, length: u64) -> Result<MmapRegion, String> {
     let size = file.metadata().map_err(|e| format!("the file of a DMA range: {e}"))?.len();
     if offset.checked_add(length).is_none_or(|end| end > size) {
-        return Err(format!("a DMA range of {length:#x} bytes at {offset:#x} of a file that has only {size:#x}"));
+        return Err(format!(
+            "a DMA range of {length:#x} bytes at {offset:#x} of a file that has only {size:#x}"
+        ));
     }
     let bytes = usize::try_from(length).map_err(|e| format!("a DMA range of {length:#x} bytes: {e}"))?;
     MmapRegion::from_file(FileOffset::new(file, offset), bytes)

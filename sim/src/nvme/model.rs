@@ -341,7 +341,11 @@ impl Model {
             if width == 4 {
                 self.ring(offset - reg::DOORBELLS, value as u32);
             } else {
-                self.violation(Rule::RegisterAccess, 0, format!("write of 8 bytes to the doorbell at {offset:#x}"));
+                self.violation(
+                    Rule::RegisterAccess,
+                    0,
+                    format!("write of 8 bytes to the doorbell at {offset:#x}"),
+                );
             }
             return;
         }
@@ -380,7 +384,9 @@ impl Model {
             reg::INTMS | reg::INTMC => {
                 self.violation(Rule::RegisterAccess, 0, "interrupt masks written although MSI-X is in use");
             }
-            _ => self.violation(Rule::RegisterAccess, 0, format!("{value:#x} written to register {offset:#x}")),
+            _ => {
+                self.violation(Rule::RegisterAccess, 0, format!("{value:#x} written to register {offset:#x}"))
+            }
         }
     }
 

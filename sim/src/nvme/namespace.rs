@@ -73,7 +73,10 @@ impl Namespace {
             return Err(format!("there is no LBA format {}; take 0 to {}", config.format, FORMATS.len() - 1));
         };
         if config.protection > 3 || (config.protection > 0 && format.metadata < 8) {
-            return Err(format!("protection type {} needs a format with 8 bytes of metadata", config.protection));
+            return Err(format!(
+                "protection type {} needs a format with 8 bytes of metadata",
+                config.protection
+            ));
         }
         let blocks = config.bytes >> format.data_shift;
         let stride = (1usize << format.data_shift) + usize::from(format.metadata);

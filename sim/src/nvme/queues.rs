@@ -45,7 +45,16 @@ impl SubmissionQueue {
     /// An empty queue.
     #[must_use]
     pub fn new(base: u64, size: u16, cq: u16) -> SubmissionQueue {
-        SubmissionQueue { base, size, head: 0, tail: 0, cq, hung: false, fused: None, cids: Box::new([0; 1024]) }
+        SubmissionQueue {
+            base,
+            size,
+            head: 0,
+            tail: 0,
+            cq,
+            hung: false,
+            fused: None,
+            cids: Box::new([0; 1024]),
+        }
     }
 
     /// Takes a command identifier; false when it is in use.

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant as WallInstant};
 
 use base::Instant;
 use vfio_bindings::bindings::vfio::{
-    VFIO_IRQ_INFO_EVENTFD, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_ACTION_TYPE_MASK, VFIO_PCI_BAR0_REGION_INDEX,
-    VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS,
-    VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE, vfio_region_info,
+    VFIO_IRQ_INFO_EVENTFD, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_ACTION_TYPE_MASK,
+    VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_NUM_IRQS,
+    VFIO_PCI_NUM_REGIONS, VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE, vfio_region_info,
 };
 use vfio_user::{DmaMapFlags, DmaUnmapFlags, IrqInfo, Server, ServerBackend, ServerRegion};
 
@@ -179,8 +179,17 @@ impl ServerBackend for Backend {
         Ok(())
     }
 
-    fn set_irqs(&mut self, index: u32, flags: u32, start: u32, count: u32, fds: Vec<File>) -> Result<(), Error> {
-        if index != VFIO_PCI_MSIX_IRQ_INDEX || flags & VFIO_IRQ_SET_ACTION_TYPE_MASK != VFIO_IRQ_SET_ACTION_TRIGGER {
+    fn set_irqs(
+        &mut self,
+        index: u32,
+        flags: u32,
+        start: u32,
+        count: u32,
+        fds: Vec<File>,
+    ) -> Result<(), Error> {
+        if index != VFIO_PCI_MSIX_IRQ_INDEX
+            || flags & VFIO_IRQ_SET_ACTION_TYPE_MASK != VFIO_IRQ_SET_ACTION_TRIGGER
+        {
             // The device has no other interrupts, so there is nothing to mask or to route.
             return Ok(());
         }
@@ -242,7 +251,8 @@ fn interrupts(vectors: u32) -> Vec<IrqInfo> {
 /// A sentence, when the socket cannot be made or listened on. An old socket file is replaced.
 pub fn serve(live: &LiveModel, path: &Path, vectors: u16) -> Result<(), String> {
     if path.exists() {
-        std::fs::remove_file(path).map_err(|e| format!("{} is there and cannot be replaced: {e}", path.display()))?;
+        std::fs::remove_file(path)
+            .map_err(|e| format!("{} is there and cannot be replaced: {e}", path.display()))?;
     }
     let bar0 = live.with(|model| model.bar0_length());
     let server = Server::new(path, true, interrupts(u32::from(vectors)), regions(bar0))

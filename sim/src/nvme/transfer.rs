@@ -161,7 +161,10 @@ pub fn walk_sgl(
     while let Some(Span { address, count, last }) = next.take() {
         seen += count;
         if seen > SGL_DESCRIPTORS_MAX {
-            return Err(bad_sgl(status::INVALID_SGL_COUNT, format!("more than {SGL_DESCRIPTORS_MAX} SGL descriptors")));
+            return Err(bad_sgl(
+                status::INVALID_SGL_COUNT,
+                format!("more than {SGL_DESCRIPTORS_MAX} SGL descriptors"),
+            ));
         }
         for i in 0..count {
             let mut bytes = [0; 16];
@@ -177,7 +180,10 @@ pub fn walk_sgl(
             }
         }
         if next.is_none() && !last {
-            return Err(bad_sgl(status::INVALID_SGL_SEGMENT, "a segment that is not the last names no other".into()));
+            return Err(bad_sgl(
+                status::INVALID_SGL_SEGMENT,
+                "a segment that is not the last names no other".into(),
+            ));
         }
     }
     if total != length {
@@ -220,7 +226,10 @@ fn segment_of(bytes: [u8; 16]) -> Result<Option<Span>, Refusal> {
 fn element(bytes: [u8; 16], direction: Direction, out: &mut Segments) -> Result<u64, Refusal> {
     let (address, length, kind) = parts(bytes);
     if bytes[12..15] != [0; 3] {
-        return Err(bad_sgl(status::SGL_TYPE_INVALID, format!("reserved bytes in SGL descriptor {bytes:02x?}")));
+        return Err(bad_sgl(
+            status::SGL_TYPE_INVALID,
+            format!("reserved bytes in SGL descriptor {bytes:02x?}"),
+        ));
     }
     match kind {
         0x00 => {

@@ -40,7 +40,10 @@ pub struct Host {
 }
 
 pub fn config(bytes: u64, format: u8) -> Config {
-    Config { namespaces: vec![NamespaceConfig { bytes, format, ..NamespaceConfig::default() }], ..Config::default() }
+    Config {
+        namespaces: vec![NamespaceConfig { bytes, format, ..NamespaceConfig::default() }],
+        ..Config::default()
+    }
 }
 
 impl Host {
@@ -93,9 +96,11 @@ impl Host {
     }
 
     pub fn create_queues(&mut self) {
-        let cq = self.admin([0x05, 0, self.low(IO_CQ), self.high(IO_CQ), (ENTRIES - 1) << 16 | 1, 3 | 1 << 16]);
+        let cq =
+            self.admin([0x05, 0, self.low(IO_CQ), self.high(IO_CQ), (ENTRIES - 1) << 16 | 1, 3 | 1 << 16]);
         assert_eq!(cq.status, 0);
-        let sq = self.admin([0x01, 0, self.low(IO_SQ), self.high(IO_SQ), (ENTRIES - 1) << 16 | 1, 1 | 1 << 16]);
+        let sq =
+            self.admin([0x01, 0, self.low(IO_SQ), self.high(IO_SQ), (ENTRIES - 1) << 16 | 1, 1 | 1 << 16]);
         assert_eq!(sq.status, 0);
     }
 
@@ -154,7 +159,13 @@ impl Host {
             self.phases[queue] = !self.phases[queue];
         }
         self.write32(0x1004 + queue as u64 * 8, self.heads[queue]);
-        Some(Done { result, head: third as u16, queue: (third >> 16) as u16, cid: last as u16, status: (last >> 17) as u16 })
+        Some(Done {
+            result,
+            head: third as u16,
+            queue: (third >> 16) as u16,
+            cid: last as u16,
+            status: (last >> 17) as u16,
+        })
     }
 
     pub fn one(&mut self, queue: usize, words: [u32; 16]) -> Done {
@@ -168,7 +179,8 @@ impl Host {
     /// An admin command: opcode, NSID, PRP1 low and high, dwords 10 and 11.
     pub fn admin(&mut self, [opcode, nsid, low, high, ten, eleven]: [u32; 6]) -> Done {
         let mut words = [0; 16];
-        (words[0], words[1], words[6], words[7], words[10], words[11]) = (opcode, nsid, low, high, ten, eleven);
+        (words[0], words[1], words[6], words[7], words[10], words[11]) =
+            (opcode, nsid, low, high, ten, eleven);
         self.one(0, words)
     }
 

@@ -110,13 +110,6 @@ struct Detach {
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Name {
-    /// Name of the controller.
-    name: String,
-}
-
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
 struct Reset {
     /// Name of the controller.
     name: String,
@@ -537,7 +530,7 @@ impl Control {
         if node.controllers.contains_key(&entry.name) {
             return Err(exists(method, format!("NVMe controller \"{}\"", entry.name)));
         }
-        let taken = node.controllers.values().find(|other| other.address == entry.address);
+        let taken = node.controllers.values().find(|other| other.place() == entry.place());
         if let Some(other) = taken {
             let text = format!("NVMe controller \"{}\", which is the one at {},", other.name, entry.address);
             return Err(exists(method, text));

@@ -438,8 +438,8 @@ pub(super) fn specific(node: &Node, bdev: &Bdev, controller: &str, nsid: u32) ->
         .device
         .controls
         .nvme()
-        .and_then(|disk| disk.namespace()?.identify())
-        .is_some_and(|namespace| namespace.sharing & 1 != 0);
+        .and_then(|disk| disk.namespace())
+        .is_some_and(|namespace| namespace.identify().sharing & 1 != 0);
     path.insert("ns_data".to_owned(), json!({"id": nsid, "can_share": can_share}));
     json!({"nvme": [path], "mp_policy": "active_passive"})
 }
