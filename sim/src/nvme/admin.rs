@@ -85,7 +85,7 @@ impl Model {
             ));
         }
         let base = command.prp1();
-        if base % self.page() != 0 {
+        if !base.is_multiple_of(self.page()) {
             return Err(Refusal::broken(
                 status::PRP_OFFSET_INVALID,
                 Rule::Prp,

@@ -194,7 +194,8 @@ struct ModelBar {
 
 impl ModelBar {
     fn check(&self, offset: u64, width: u64) -> Result<(), DeviceError> {
-        let inside = offset.checked_add(width).is_some_and(|end| end <= self.length) && offset % width == 0;
+        let inside =
+            offset.checked_add(width).is_some_and(|end| end <= self.length) && offset.is_multiple_of(width);
         if inside { Ok(()) } else { Err(DeviceError::OutOfBar { offset, length: self.length }) }
     }
 }

@@ -142,7 +142,7 @@ impl Model {
                     _ => refusal,
                 });
         }
-        if psdt == 0 && pointer % 4 != 0 {
+        if psdt == 0 && !pointer.is_multiple_of(4) {
             let what = format!("MPTR {pointer:#x} is not dword aligned");
             return Err(Refusal::broken(status::INVALID_FIELD, Rule::Prp, what));
         }

@@ -166,7 +166,7 @@ impl Model {
                 ));
             }
         };
-        if offset % 4 != 0 || offset > page.len() as u64 {
+        if !offset.is_multiple_of(4) || offset > page.len() as u64 {
             return Err(Refusal::broken(
                 status::INVALID_FIELD,
                 Rule::Bounds,

@@ -301,7 +301,7 @@ impl Model {
         if !self.present || !self.pci.memory_enabled() {
             return if width == 8 { u64::MAX } else { u64::from(u32::MAX) };
         }
-        if !matches!(width, 4 | 8) || offset % width != 0 || offset + width > self.bar0_length() {
+        if !matches!(width, 4 | 8) || !offset.is_multiple_of(width) || offset + width > self.bar0_length() {
             self.violation(Rule::RegisterAccess, 0, format!("read of {width} bytes at {offset:#x}"));
             return 0;
         }
@@ -333,7 +333,7 @@ impl Model {
         if !self.present || !self.pci.memory_enabled() {
             return;
         }
-        if !matches!(width, 4 | 8) || offset % width != 0 || offset + width > self.bar0_length() {
+        if !matches!(width, 4 | 8) || !offset.is_multiple_of(width) || offset + width > self.bar0_length() {
             self.violation(Rule::RegisterAccess, 0, format!("write of {width} bytes at {offset:#x}"));
             return;
         }
@@ -421,7 +421,10 @@ impl Model {
             (reg::cc_css(self.cc) != 0, "CC.CSS is not the NVM command set"),
             (reg::cc_mps(self.cc) > PAGE_SHIFT_MAX, "CC.MPS beyond CAP.MPSMAX"),
             (reg::cc_ams(self.cc) != 0, "CC.AMS is not round robin"),
-            (self.asq % page != 0 || self.acq % page != 0, "ASQ or ACQ has an offset in its page"),
+            (
+                !self.asq.is_multiple_of(page) || !self.acq.is_multiple_of(page),
+                "ASQ or ACQ has an offset in its page",
+            ),
             (self.aqa & 0xFFF == 0 || self.aqa >> 16 == 0, "an admin queue of one entry"),
         ];
         for (_, what) in faults.iter().filter(|(broken, _)| *broken) {

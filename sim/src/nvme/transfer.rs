@@ -91,7 +91,7 @@ pub fn walk_prp(
     if length == 0 {
         return Ok(());
     }
-    if prp1 % 4 != 0 {
+    if !prp1.is_multiple_of(4) {
         return Err(bad_prp(format!("PRP1 {prp1:#x} is not dword aligned")));
     }
     let first = length.min(page - prp1 % page);
@@ -101,13 +101,13 @@ pub fn walk_prp(
         return Ok(());
     }
     if left <= page {
-        if prp2 % page != 0 {
+        if !prp2.is_multiple_of(page) {
             return Err(bad_prp(format!("PRP2 {prp2:#x} is a page, and has an offset")));
         }
         push(out, prp2, left);
         return Ok(());
     }
-    if prp2 % 8 != 0 {
+    if !prp2.is_multiple_of(8) {
         return Err(bad_prp(format!("PRP list {prp2:#x} is not qword aligned")));
     }
     let mut list = prp2;

@@ -144,7 +144,7 @@ must nvme write "$disk" -s 64 -c 7 -z 4096 -d /tmp/data
 must nvme read "$disk" -s 64 -c 7 -z 4096 -d /tmp/out
 must cmp /tmp/out /tmp/data
 must nvme error-log /dev/nvme0 -e 4
-nvme error-log /dev/nvme0 -e 4 | grep -q "error_count *: [1-9]" || fail "the error log is empty"
+nvme error-log /dev/nvme0 -e 4 | grep -q "error_count[[:space:]]*: [1-9]" || fail "the error log is empty"
 dmesg -c >/dev/null
 
 step "reset under I/O"
@@ -152,8 +152,6 @@ fio --name=reset --filename="$disk" --direct=1 --rw=randrw --bs=4k --iodepth=8 -
     --verify_fatal=1 --do_verify=1 --loops=2 --minimal >/tmp/fio &
 for i in 1 2 3; do sleep 1; must nvme reset /dev/nvme0; done
 wait $! || fail "fio failed across resets: $(cat /tmp/fio)"
-must nvme subsystem-reset /dev/nvme0 || true
-within 60 nvme id-ctrl /dev/nvme0
 clean "after resets"
 
 step "format to each LBA format"
