@@ -1,7 +1,7 @@
 //! What a device can do is used, and what becomes of it is told.
 
 use base::Prng;
-use bdev::{AtomicWrites, BlockError, Capabilities};
+use bdev::BlockError;
 use wire::scsi::{Sense, SenseKey, Status, TaskAttribute};
 
 use super::world::*;
@@ -15,19 +15,8 @@ fn verify10(flags: u8, lba: u32, blocks: u16) -> [u8; 10] {
     cdb
 }
 
-fn write_atomic(lba: u64, blocks: u16) -> [u8; 16] {
-    let mut cdb = [0; 16];
-    cdb[0] = 0x9C;
-    cdb[2..10].copy_from_slice(&lba.to_be_bytes());
-    cdb[12..14].copy_from_slice(&blocks.to_be_bytes());
-    cdb
-}
-
 fn able(cores: u16) -> World {
-    World::shaped(cores, |geometry| {
-        geometry.capabilities = Capabilities { verify: true, compare: true, copy_blocks_max: 0 };
-        geometry.atomic = AtomicWrites { blocks_max: u32::MAX, boundary_blocks: 0, granularity_blocks: 1 };
-    })
+    World::shaped(cores, able_geometry)
 }
 
 fn sense_of(w: &World, exchange: u64) -> Sense {

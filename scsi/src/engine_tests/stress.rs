@@ -27,7 +27,12 @@ fn alive(w: &World) -> Vec<(usize, TaskTag)> {
 fn run(seed: u64, cores: u16) {
     let prng = &mut Prng::new(seed);
     let buffers = prng.between(3, 12) as u32;
-    let mut w = World::with(cores, limits(), buffers);
+    let device = FakeDevice::new(geometry());
+    if prng.chance(1, 2) {
+        device.reshape(able_geometry);
+    }
+    let mut w = World::on(device, cores, limits(), buffers);
+    let mut controls = 10;
     let mut sessions: Vec<Option<(usize, u64, NexusId)>> = Vec::new();
     let mut token = 1;
     for _ in 0..4 {
@@ -83,6 +88,21 @@ fn run(seed: u64, cores: u16) {
                 let function = w.function(core, nexus, function, tag);
                 covered.push(Covered { function, exchanges });
             }
+            13 | 14 => {
+                // The device goes, as its next request or the control plane says; it comes back in a while.
+                let home = usize::from(cores - 1);
+                if prng.chance(1, 2) {
+                    w.fail_next = Some(bdev::BlockError::Gone);
+                } else {
+                    w.control(home, controls, ControlRequest::MediumChanged { unit: UNIT, present: false });
+                }
+                for _ in 0..prng.below(40) {
+                    w.random_step(prng);
+                    check_covered(&w, &mut covered, seed);
+                }
+                w.control(home, controls + 1, ControlRequest::MediumChanged { unit: UNIT, present: true });
+                controls += 2;
+            }
             _ => send_something(&mut w, prng, core, nexus),
         }
     }
@@ -92,7 +112,15 @@ fn run(seed: u64, cores: u16) {
         w.settle();
     }
     let expected = |drop: &(u64, DropReason)| drop.1 == DropReason::Reinstated;
-    assert!(w.drops.iter().all(expected) && w.notes.is_empty(), "seed {seed}: {:?} {:?}", w.drops, w.notes);
+    let known = |note: &Notification| {
+        matches!(note, Notification::DeviceGone { .. } | Notification::DeviceReturned { .. })
+    };
+    assert!(
+        w.drops.iter().all(expected) && w.notes.iter().all(known),
+        "seed {seed}: {:?} {:?}",
+        w.drops,
+        w.notes
+    );
     for c in &covered {
         assert!(
             w.functions.contains_key(&c.function),
@@ -148,7 +176,18 @@ fn send_something(w: &mut World, prng: &mut Prng, core: usize, nexus: NexusId) {
             let cdb = compare_and_write(u64::from(lba), 2);
             w.command(core, nexus, attribute, &cdb, 0, &data(4 * BLOCK), immediate.min(4 * BLOCK))
         }
-        6 => w.command(core, nexus, attribute, &cdb10(0x2F, lba, blocks), 0, &[], 0),
+        6 => match prng.below(4) {
+            0 => w.command(core, nexus, attribute, &cdb10(0x2F, lba, blocks), 0, &[], 0),
+            1 => {
+                let cdb = write_atomic(u64::from(lba), 8);
+                w.command(core, nexus, attribute, &cdb, 0, &data(8 * BLOCK), immediate.min(8 * BLOCK))
+            }
+            kind => {
+                let mut cdb = cdb10(if kind == 2 { 0x2F } else { 0x2E }, lba, blocks);
+                cdb[1] = 0x02;
+                w.command(core, nexus, attribute, &cdb, 0, &data(length), immediate)
+            }
+        },
         7 => {
             let prevent = prng.below(2) as u8;
             w.command(core, nexus, attribute, &[0x1E, 0, 0, 0, prevent, 0], 0, &[], 0)

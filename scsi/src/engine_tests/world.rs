@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use base::{BufferPool, CoreId, DataBuf, Instant, Limits, PoolClass, Prng};
 use bdev::{
-    BlockDevice, BlockError, BlockIo, BlockOp, CoreShared, Extent, ExtentState, Geometry, IoChannel,
-    IoCompletion, IoValue, Provisioning,
+    AtomicWrites, BlockDevice, BlockError, BlockIo, BlockOp, Capabilities, CoreShared, Extent, ExtentState,
+    Geometry, IoChannel, IoCompletion, IoValue, Provisioning,
 };
 use wire::scsi::{Cdb, Lun, Sense, Status, TaskAttribute};
 
@@ -50,8 +50,8 @@ pub(super) fn geometry() -> Geometry {
             discard_blocks_max: 0,
         },
         buffer_alignment: 1,
-        capabilities: bdev::Capabilities::default(),
-        atomic: bdev::AtomicWrites::default(),
+        capabilities: Capabilities::default(),
+        atomic: AtomicWrites::default(),
     }
 }
 
@@ -192,7 +192,7 @@ impl World {
         World::on(device, cores, limits(), 32)
     }
 
-    fn on(device: Arc<FakeDevice>, cores: u16, limits: Limits, buffers: u32) -> World {
+    pub(super) fn on(device: Arc<FakeDevice>, cores: u16, limits: Limits, buffers: u32) -> World {
         let made = (0..cores).map(|core| {
             let pool = BufferPool::plain(&[PoolClass { size: limits.burst_length_bytes, count: buffers }]);
             let target = Target::new(CoreId(core), cores, limits.clone(), pool.clone());
@@ -604,6 +604,20 @@ pub(super) fn compare_and_write(lba: u64, blocks: u8) -> [u8; 16] {
     cdb[2..10].copy_from_slice(&lba.to_be_bytes());
     cdb[13] = blocks;
     cdb
+}
+
+pub(super) fn write_atomic(lba: u64, blocks: u16) -> [u8; 16] {
+    let mut cdb = [0; 16];
+    cdb[0] = 0x9C;
+    cdb[2..10].copy_from_slice(&lba.to_be_bytes());
+    cdb[12..14].copy_from_slice(&blocks.to_be_bytes());
+    cdb
+}
+
+/// A device that can do everything.
+pub(super) fn able_geometry(geometry: &mut Geometry) {
+    geometry.capabilities = Capabilities { verify: true, compare: true, copy_blocks_max: 0 };
+    geometry.atomic = AtomicWrites { blocks_max: u32::MAX, boundary_blocks: 0, granularity_blocks: 1 };
 }
 
 pub(super) fn pattern(seed: u64, length: usize) -> Vec<u8> {
