@@ -4,8 +4,10 @@ set -u
 PATH=/lab/guest:/lab-bin:$PATH
 
 step() { printf -- '--- %s\n' "$*"; }
-fail() { host failed "$*" 2>/dev/null; exit 1; }
-skip() { host skipped "$*" 2>/dev/null; exit 77; }
+fail() { /lab/guest/host failed "$*" 2>/dev/null; exit 1; }
+skip() { /lab/guest/host skipped "$*" 2>/dev/null; exit 77; }
+# Has the host run a step of the test; prints what it answers: host STEP [ARGUMENT...]
+host() { /lab/guest/host "$@" || exit 1; }
 # Runs a command that must succeed.
 must() { "$@" || fail "'$*' ended with $?"; }
 # Runs a command that must fail, with any status but "not found".

@@ -145,8 +145,7 @@ class Machine:
     def prepare(self):
         self.share.mkdir(parents=True)
         shutil.copytree(GUEST_FILES, self.share / "guest")
-        (self.share / "script").write_text(self.guest.script)
-        (self.share / "bin").mkdir()
+        (self.share / "script").write_text(self.guest.script.lstrip())
         addresses = [f"{mac(self.number, index)} 10.0.{index + 2}.15/24 {'default' if index == 0 else ''}" for index in range(self.guest.networks)]
         if self.guest.wire:
             addresses.append(f"{mac(self.number, 9)} 10.9.0.{self.number + 1}/24 lab0")
@@ -242,7 +241,8 @@ class Machine:
         with line, line.makefile("rw") as stream:
             try:
                 for text in stream:
-                    word, answer = self.lab.call(self, shlex.split(text))
+                    words = [base64.b64decode(one[1:]).decode(errors="replace") for one in text.split()]
+                    word, answer = self.lab.call(self, words)
                     stream.write(f"{word} {base64.b64encode(answer.encode()).decode()}\n")
                     stream.flush()
             except OSError:

@@ -53,9 +53,14 @@ class Target(daemon.Daemon):
         self.rpc("iscsi_create_target_node", name=iqn, alias_name="lab", pg_ig_maps=maps, luns=luns, queue_depth=128, **options)
         return self
 
+    def saved(self):
+        """The configuration as a file would hold it."""
+        names = [row["subsystem"] for row in self.rpc("framework_get_subsystems")]
+        return {"subsystems": [{"subsystem": name, "config": self.rpc("framework_get_config", name=name, include_secrets=True)} for name in names]}
+
     def crash(self):
         """kill -9: nothing is flushed, nobody is told."""
-        self.config = self.rpc("save_config", include_secrets=True) if self.config is None else self.config
+        self.config = self.saved()
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.process = None
