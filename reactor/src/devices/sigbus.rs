@@ -52,9 +52,9 @@ impl Guard {
         install()?;
         let entry = RANGES.iter().position(|range| range.end.load(Ordering::Relaxed) == 0);
         let entry = entry.ok_or_else(|| format!("more than {RANGES_MAX} register windows are mapped"))?;
-        RANGES[entry].faulted.store(false, Ordering::Relaxed);
-        RANGES[entry].start.store(start, Ordering::Relaxed);
-        RANGES[entry].end.store(start + length, Ordering::Release);
+        RANGES[entry].faulted.store(false, Ordering::SeqCst);
+        RANGES[entry].start.store(start, Ordering::SeqCst);
+        RANGES[entry].end.store(start + length, Ordering::SeqCst);
         Ok(Guard { entry })
     }
 
@@ -68,7 +68,7 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         let _list = LIST.lock().unwrap_or_else(PoisonError::into_inner);
-        RANGES[self.entry].end.store(0, Ordering::Release);
+        RANGES[self.entry].end.store(0, Ordering::SeqCst);
     }
 }
 
@@ -109,9 +109,12 @@ extern "C" fn handle(signal: libc::c_int, information: *mut libc::siginfo_t, con
     // A code above zero is a fault of this thread; others were sent by somebody and carry no address.
     if code > 0 {
         for range in &RANGES {
-            let end = range.end.load(Ordering::Acquire);
-            let start = range.start.load(Ordering::Acquire);
-            if end != 0 && (start..end).contains(&address) && replace(address & !(PAGE - 1)) {
+            // An entry may change hands meanwhile. Its end is cleared first and set last, so an end that is the same
+            // before and after belongs to the start between.
+            let end = range.end.load(Ordering::SeqCst);
+            let start = range.start.load(Ordering::SeqCst);
+            let whole = end != 0 && end == range.end.load(Ordering::SeqCst);
+            if whole && (start..end).contains(&address) && replace(address & !(PAGE - 1)) {
                 range.faulted.store(true, Ordering::Release);
                 return;
             }

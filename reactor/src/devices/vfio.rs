@@ -36,7 +36,6 @@ const VECTORS_MAX: u16 = 2048;
 
 /// A PCI function by VFIO.
 pub struct VfioDevice {
-    name: String,
     identity: PciIdentity,
     shared: Arc<Shared>,
     removal: OwnedFd,
@@ -50,6 +49,7 @@ pub struct VfioDevice {
 
 /// What the device and its BARs share. The device's file is closed before its address space goes.
 struct Shared {
+    name: String,
     device: OwnedFd,
     space: Arc<AddressSpace>,
     /// Offset in the file and bytes of the configuration space and of the BARs.
@@ -105,7 +105,13 @@ impl VfioDevice {
                 *region = (info.offset, info.length);
             }
         }
-        let shared = Arc::new(Shared { device, space, regions, gone: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            name: address.to_string(),
+            device,
+            space,
+            regions,
+            gone: AtomicBool::new(false),
+        });
         let identity =
             config::identity(|offset, bytes| shared.read(CONFIG_REGION, u64::from(offset), bytes))?;
         // A function that was never driven may have its registers switched off.
@@ -120,7 +126,6 @@ impl VfioDevice {
         }
         let vectors_max = interrupts(&shared.device, MSIX_INDEX).min(u32::from(VECTORS_MAX)) as u16;
         Ok(VfioDevice {
-            name: address.to_string(),
             identity,
             shared,
             removal,
@@ -185,7 +190,7 @@ fn set_interrupts(device: &OwnedFd, index: u32, flags: u32, events: &[RawFd]) ->
 impl Shared {
     fn lose(&self) {
         if !self.gone.swap(true, Ordering::Relaxed) {
-            tracing::warn!(target: "reactor", device = self.device.as_raw_fd(), "a PCI device is gone");
+            tracing::warn!(target: "reactor", device = %self.name, "the PCI device is gone");
         }
     }
 
@@ -252,7 +257,7 @@ impl Slow for Shared {
 
 impl PciDevice for VfioDevice {
     fn name(&self) -> &str {
-        &self.name
+        &self.shared.name
     }
 
     fn identity(&self) -> PciIdentity {
@@ -260,7 +265,7 @@ impl PciDevice for VfioDevice {
     }
 
     fn open_bar(&self, index: u8) -> Result<Box<dyn Bar>, DeviceError> {
-        let name = &self.name;
+        let name = &self.shared.name;
         let none = || DeviceError::Unsupported(format!("{name} has no memory BAR {index}"));
         if index > 5 {
             return Err(none());
@@ -272,9 +277,12 @@ impl PciDevice for VfioDevice {
         let mut windows = Vec::new();
         for (start, length) in pages_of(&info.areas, info.length, true) {
             let offset = info.offset.saturating_add(start);
-            let mapping = Mapping::new(self.shared.device.as_fd(), offset, length)
-                .map_err(|text| DeviceError::Refused(format!("BAR {index} of {name}: {text}")))?;
-            windows.push(Window { start, mapping });
+            match Mapping::new(self.shared.device.as_fd(), offset, length) {
+                Ok(mapping) => windows.push(Window { start, mapping }),
+                Err(text) => {
+                    tracing::warn!(target: "reactor", device = %name, "BAR {index} is reached slowly: {text}");
+                }
+            }
         }
         let slow = self.shared.clone();
         Ok(Box::new(RegionBar { region: u32::from(index), length: info.length, windows, slow }))
@@ -298,7 +306,7 @@ impl PciDevice for VfioDevice {
     fn unmap_dma(&self, address: u64) -> Result<(), DeviceError> {
         let mut mapped = self.mapped.lock().unwrap_or_else(PoisonError::into_inner);
         let at = mapped.iter().position(|&iova| iova == address).ok_or_else(|| {
-            DeviceError::Refused(format!("nothing is mapped for {} at {address:#x}", self.name))
+            DeviceError::Refused(format!("nothing is mapped for {} at {address:#x}", self.shared.name))
         })?;
         self.shared.space.unmap(address)?;
         mapped.swap_remove(at);
@@ -307,7 +315,7 @@ impl PciDevice for VfioDevice {
 
     fn enable_interrupts(&self, vectors: u16) -> Result<Vec<OwnedFd>, DeviceError> {
         if vectors > self.vectors_max {
-            let (name, max) = (&self.name, self.vectors_max);
+            let (name, max) = (&self.shared.name, self.vectors_max);
             return Err(DeviceError::Unsupported(format!("{name} has {max} MSI-X vectors, not {vectors}")));
         }
         let mut on = self.vectors.lock().unwrap_or_else(PoisonError::into_inner);
@@ -337,7 +345,7 @@ impl PciDevice for VfioDevice {
 
     fn reset(&self) -> Result<(), DeviceError> {
         if !self.resettable {
-            return Err(DeviceError::Unsupported(format!("{} cannot be reset by itself", self.name)));
+            return Err(DeviceError::Unsupported(format!("{} cannot be reset by itself", self.shared.name)));
         }
         sys::command(self.shared.device.as_fd(), Command::Reset, 0)
             .map(drop)
@@ -368,7 +376,7 @@ impl Drop for VfioDevice {
         }
         for iova in self.mapped.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             if let Err(error) = self.shared.space.unmap(iova) {
-                tracing::warn!(target: "reactor", device = %self.name, "{error}");
+                tracing::warn!(target: "reactor", device = %self.shared.name, "{error}");
             }
         }
     }

@@ -400,13 +400,14 @@ impl PciDevice for VfioUserDevice {
                 ))
             })?);
         }
+        // Also when only some of them come on, the next call takes them off first.
+        *on = vectors;
         // As many at once as the server takes.
         for (part, chunk) in events.chunks(self.descriptors_max).enumerate() {
             let first = (part * self.descriptors_max) as u32;
             let descriptors: Vec<BorrowedFd<'_>> = chunk.iter().map(AsFd::as_fd).collect();
             set_interrupts(&self.connection, IRQS_EVENTS, first, chunk.len() as u32, &descriptors)?;
         }
-        *on = vectors;
         Ok(events)
     }
 

@@ -414,6 +414,18 @@ fn interrupts_come_through_eventfds_as_many_at_once_as_the_server_takes() {
     assert!(scene.model.lock().unwrap().events.is_empty());
 }
 
+#[test]
+fn interrupts_that_came_on_in_part_are_taken_off() {
+    let refused = Setting { at: command::DEVICE_SET_IRQS, skip: 1, lie: Lie::Refuse(22), ..HONEST };
+    let (device, scene) = scene(refused);
+    let device = device.unwrap();
+    assert!(device.enable_interrupts(4).unwrap_err().to_string().contains("Invalid argument"));
+    assert!(!scene.model.lock().unwrap().events.is_empty());
+    // The server refuses this as well, after it has done it.
+    assert!(device.enable_interrupts(0).is_err());
+    assert!(scene.model.lock().unwrap().events.is_empty());
+}
+
 /// What each lie does to the command that reads a register: the error, and whether the device is lost.
 #[test]
 fn a_lie_costs_the_device_and_nothing_else() {

@@ -66,7 +66,12 @@ pub(super) fn open_device(
         Some(space) => (space.open_another(bus, address)?, space),
         None => {
             let (device, space) = match cdev_path(bus, address) {
-                Some(path) => AddressSpace::by_iommufd(&path, group, address)?,
+                // Where the group can be opened as well, that is tried before giving up.
+                Some(path) => AddressSpace::by_iommufd(&path, group, address).or_else(|error| {
+                    let there = Path::new(&format!("/dev/vfio/{group}")).exists();
+                    let other = there.then(|| AddressSpace::by_group(bus, group, address).ok());
+                    other.flatten().ok_or(error)
+                })?,
                 None => AddressSpace::by_group(bus, group, address)?,
             };
             let space = Arc::new(space);
