@@ -448,11 +448,10 @@ impl Admin {
         }
         self.strange_seen = strange;
         let interval = self.shared.options.health_interval;
-        if self.phase == Phase::Running && !interval.is_zero() {
-            if self.next_health.is_none_or(|next| self.now >= next) {
-                self.next_health = Some(self.now + interval);
-                self.add_chore(Chore::Health);
-            }
+        let due = self.next_health.is_none_or(|next| self.now >= next);
+        if self.phase == Phase::Running && !interval.is_zero() && due {
+            self.next_health = Some(self.now + interval);
+            self.add_chore(Chore::Health);
         }
     }
 

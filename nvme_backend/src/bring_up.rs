@@ -420,12 +420,10 @@ impl Admin {
     fn log_read(&mut self, task: Task, id: u8, good: bool) {
         let data = self.read_area(4096).filter(|_| good);
         match (id, data) {
-            (page::CHANGED_NAMESPACES, Some(data)) => {
-                // Whatever is listed, all are looked at: what is active may have changed too.
-                if ChangedNamespaces::parse(&data) != ChangedNamespaces::Listed(0) {
-                    self.start_scan(task);
-                }
-            }
+            (page::CHANGED_NAMESPACES, Some(data))
+                if ChangedNamespaces::parse(&data) == ChangedNamespaces::Listed(0) => {}
+            // Whatever is listed, all are looked at: what is active may have changed too.
+            (page::CHANGED_NAMESPACES, Some(_)) => self.start_scan(task),
             (page::CHANGED_NAMESPACES, None) => self.start_scan(task),
             (page::HEALTH, Some(data)) => {
                 let log = HealthLog::parse(&data);

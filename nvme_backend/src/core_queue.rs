@@ -526,19 +526,21 @@ impl CoreQueue {
             self.new_epoch(state);
         }
         match state.door {
-            Door::ParkRequested if self.entered => {
-                if self.place().gate.park_if_requested(self.epoch) {
-                    self.entered = false;
-                    self.route = Route::Waiting;
-                    self.shared.bell.ring();
-                }
-            }
+            Door::ParkRequested if self.entered => self.park(),
             Door::Failed => self.close(BlockError::Internal, BlockError::Timeout),
             Door::Gone => self.close(BlockError::Gone, BlockError::Gone),
             Door::Shared if self.route != Route::Shared => self.use_service(),
             Door::Idle if self.route != Route::Own => self.use_own(state),
             Door::Parked if matches!(self.route, Route::Own | Route::Shared) => self.route = Route::Waiting,
             _ => {}
+        }
+    }
+
+    fn park(&mut self) {
+        if self.place().gate.park_if_requested(self.epoch) {
+            self.entered = false;
+            self.route = Route::Waiting;
+            self.shared.bell.ring();
         }
     }
 

@@ -314,7 +314,7 @@ impl QueuePair {
         if self
             .parts
             .sgl
-            .is_some_and(|alignment| (bus | u64::from(length)) % u64::from(alignment.max(1)) == 0)
+            .is_some_and(|alignment| (bus | u64::from(length)).is_multiple_of(u64::from(alignment.max(1))))
         {
             return entry.sgl_data_block(bus, length);
         }
