@@ -292,7 +292,7 @@ impl State {
         }
     }
 
-    fn from_host(&self, command: &Fetched, length: usize) -> Vec<u8> {
+    fn host_bytes(&self, command: &Fetched, length: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         for (bus, length) in self.pieces(command, length) {
             let mut piece = vec![0; length];
@@ -393,7 +393,7 @@ impl State {
             0 => 0,
             1 => {
                 let Some(range) = range(lba, blocks) else { return 0x80 };
-                content[range].copy_from_slice(&self.from_host(command, length));
+                content[range].copy_from_slice(&self.host_bytes(command, length));
                 0
             }
             2 => {
@@ -403,7 +403,7 @@ impl State {
             }
             5 => {
                 let Some(range) = range(lba, blocks) else { return 0x80 };
-                if content[range] == self.from_host(command, length) { 0 } else { 0x285 }
+                if content[range] == self.host_bytes(command, length) { 0 } else { 0x285 }
             }
             8 if self.zeroes => {
                 let Some(range) = range(lba, blocks) else { return 0x80 };
@@ -412,7 +412,7 @@ impl State {
             }
             9 => {
                 assert_eq!((command.dword(10), command.dword(11)), (0, 4));
-                let bytes = self.from_host(command, 16);
+                let bytes = self.host_bytes(command, 16);
                 let blocks = u32::from_le_bytes(bytes[4..8].try_into().unwrap());
                 let lba = u64::from_le_bytes(bytes[8..].try_into().unwrap());
                 let Some(range) = range(lba, u64::from(blocks)) else { return 0x80 };
@@ -421,7 +421,7 @@ impl State {
             }
             0x0C => range(lba, blocks).map_or(0x80, |_| 0),
             0x19 => {
-                let bytes = self.from_host(command, 32);
+                let bytes = self.host_bytes(command, 32);
                 let from = u64::from_le_bytes(bytes[8..16].try_into().unwrap());
                 let blocks = u64::from(u16::from_le_bytes(bytes[16..18].try_into().unwrap())) + 1;
                 let (Some(from), Some(to)) = (range(from, blocks), range(lba, blocks)) else { return 0x80 };
@@ -632,7 +632,7 @@ impl Bar for FakeBar {
             0x1000.. => {
                 state.doorbell_writes += 1;
                 let queue = ((offset - 0x1000) / 8) as u16;
-                if (offset - 0x1000) % 8 == 0 {
+                if (offset - 0x1000).is_multiple_of(8) {
                     state.run(queue, value);
                 }
             }
