@@ -89,18 +89,7 @@ fn run(seed: u64, cores: u16) {
                 covered.push(Covered { function, exchanges });
             }
             13 | 14 => {
-                // The device goes, as its next request or the control plane says; it comes back in a while.
-                let home = usize::from(cores - 1);
-                if prng.chance(1, 2) {
-                    w.fail_next = Some(bdev::BlockError::Gone);
-                } else {
-                    w.control(home, controls, ControlRequest::MediumChanged { unit: UNIT, present: false });
-                }
-                for _ in 0..prng.below(40) {
-                    w.random_step(prng);
-                    check_covered(&w, &mut covered, seed);
-                }
-                w.control(home, controls + 1, ControlRequest::MediumChanged { unit: UNIT, present: true });
+                device_goes_and_returns(&mut w, prng, controls, &mut covered, seed);
                 controls += 2;
             }
             _ => send_something(&mut w, prng, core, nexus),
@@ -133,12 +122,32 @@ fn run(seed: u64, cores: u16) {
         w.event(core, PortEvent::NexusLost { token: NexusToken(token) });
     }
     w.settle();
-    assert!(!super::changes::is_prevented(&w), "seed {seed}: somebody who is gone prevents removal");
+    assert_nothing_is_left(&w, seed);
+}
+
+/// With the last session everything that was kept for one is gone.
+fn assert_nothing_is_left(w: &World, seed: u64) {
+    assert!(!super::changes::is_prevented(w), "seed {seed}: somebody who is gone prevents removal");
     for core in &w.cores {
         let target = &core.target;
         assert!(target.tickets.is_empty() && target.functions.is_empty() && target.resets.is_empty());
         assert!(target.claims.is_empty() && target.sessions.is_empty(), "seed {seed}");
     }
+}
+
+/// The device goes, as its next request or the control plane says; it comes back in a while.
+fn device_goes_and_returns(w: &mut World, prng: &mut Prng, id: u64, covered: &mut Vec<Covered>, seed: u64) {
+    let home = w.cores.len() - 1;
+    if prng.chance(1, 2) {
+        w.fail_next = Some(bdev::BlockError::Gone);
+    } else {
+        w.control(home, id, ControlRequest::MediumChanged { unit: UNIT, present: false });
+    }
+    for _ in 0..prng.below(40) {
+        w.random_step(prng);
+        check_covered(w, covered, seed);
+    }
+    w.control(home, id + 1, ControlRequest::MediumChanged { unit: UNIT, present: true });
 }
 
 /// No task outlives the answer of a function that covered it; forgets functions that were answered.
