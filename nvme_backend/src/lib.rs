@@ -35,5 +35,32 @@ pub use options::{ControllerOptions, TimeoutAction};
 pub use request::{AdminAnswer, AdminError, AdminRequest, TRANSFER_BYTES_MAX, Ticket, Transfer};
 pub use statistics::ControllerStatistics;
 
+/// For fuzzing: makes of what a controller says what commands are made by, and checks that it can be lived with.
+///
+/// # Panics
+/// When it cannot.
+#[doc(hidden)]
+pub fn fuzz_namespace(
+    controller: &wire::nvme::IdentifyController,
+    limits: &wire::nvme::NvmLimits,
+    namespace: &wire::nvme::IdentifyNamespace,
+    page_shift: u32,
+) {
+    let Ok(view) = view::View::new(1, controller, limits, namespace, page_shift) else { return };
+    let geometry = view.geometry;
+    assert!(geometry.blocks > 0 && (512..=65_536).contains(&geometry.block_size));
+    assert!(geometry.blocks.checked_mul(u64::from(geometry.block_size)).is_some());
+    assert!((1..=65_536).contains(&view.transfer_blocks_max));
+    assert!(u64::from(view.transfer_blocks_max) << view.block_shift <= u64::from(queue_pair::TRANSFER_MAX));
+    assert!(u64::from(view.bounce_blocks_max) << view.block_shift <= queue_pair::BOUNCE_BYTES as u64);
+    assert!(geometry.atomic.blocks_max <= view.bounce_blocks_max);
+    assert!(
+        view.zeroes_blocks_max <= 65_536
+            && view.verify_blocks_max <= 65_536
+            && view.copy_blocks_max <= 65_536
+    );
+    assert!(geometry.capabilities.copy_blocks_max == u64::from(view.copy_blocks_max));
+}
+
 #[cfg(test)]
 mod tests;
