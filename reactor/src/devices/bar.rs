@@ -29,7 +29,7 @@ pub(super) trait Slow: Send + Sync {
 #[derive(Debug)]
 pub(super) struct Window {
     pub(super) start: u64,
-    pub(super) mapping: Mapping,
+    pub(super) mapping: Arc<Mapping>,
 }
 
 /// Cuts areas that may be mapped to whole pages inside a region of `length` bytes. A region shorter than a page is
@@ -75,7 +75,7 @@ impl<S: Slow> RegionBar<S> {
     fn window(&self, offset: u64, width: u64) -> Option<(&Mapping, u64)> {
         self.windows.iter().find_map(|window| {
             let at = offset.checked_sub(window.start)?;
-            (at + width <= window.mapping.length()).then_some((&window.mapping, at))
+            (at + width <= window.mapping.length()).then_some((&*window.mapping, at))
         })
     }
 
@@ -227,7 +227,7 @@ mod tests {
             .into_iter()
             .map(|(start, length)| Window {
                 start,
-                mapping: Mapping::new(file.as_fd(), start, length).unwrap(),
+                mapping: Arc::new(Mapping::new(file.as_fd(), start, length).unwrap()),
             })
             .collect();
         (RegionBar { region: 0, length: 16384, windows, slow: Arc::default() }, file)

@@ -87,6 +87,24 @@ impl Mapping {
         self.guard.as_ref().is_none_or(Guard::has_faulted)
     }
 
+    /// Lets go of the file: from here on the registers are memory of our own, which nothing looks at. Handles may be in
+    /// use meanwhile; what they read has no meaning, and [`Mapping::has_faulted`] says so.
+    ///
+    /// # Errors
+    /// A sentence, when the system refuses; then the file is still mapped.
+    pub(super) fn retire(&self) -> Result<(), String> {
+        // First the mark: who reads the new memory finds it set afterwards.
+        if let Some(guard) = &self.guard {
+            guard.mark();
+        }
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+        // SAFETY: the range is this mapping, which is replaced in one step and reached by volatile accesses only.
+        unsafe { rustix::mm::mmap_anonymous(self.base.as_ptr().cast(), self.length, protection, flags) }
+            .map(drop)
+            .map_err(|error| format!("{:#x} bytes of registers cannot be unmapped: {error}", self.length))
+    }
+
     #[inline]
     fn place<T>(&self, offset: u64) -> *mut T {
         let fits = offset.checked_add(size_of::<T>() as u64).is_some_and(|end| end <= self.length as u64);
@@ -184,6 +202,40 @@ mod tests {
         assert_eq!((other.read32(0), other.has_faulted()), (7, false));
         rustix::fs::ftruncate(&file, 0).unwrap();
         assert_eq!((other.read32(4092), other.has_faulted()), (u32::MAX, true));
+    }
+
+    #[test]
+    fn a_mapping_lets_go_of_its_file_while_it_is_in_use() {
+        for _ in 0..20 {
+            let file = file(65536);
+            let mapping = Mapping::new(file.as_fd(), 0, 65536).unwrap();
+            mapping.write32(0, 1);
+            std::thread::scope(|scope| {
+                for _ in 0..3 {
+                    scope.spawn(|| {
+                        loop {
+                            let value = mapping.read32(0);
+                            // What is read before the mark is seen is the register.
+                            if mapping.has_faulted() {
+                                break;
+                            }
+                            assert_eq!(value, 1);
+                        }
+                    });
+                }
+                mapping.retire().unwrap();
+            });
+            mapping.write32(0, 77);
+            let mut seen = [0; 4];
+            rustix::io::pread(&file, &mut seen, 0).unwrap();
+            assert_eq!(seen, [1, 0, 0, 0]);
+            let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+            let place = format!("{:x}-", mapping.base.as_ptr() as usize);
+            assert!(
+                !maps.lines().any(|line| line.starts_with(&place) && line.contains("registers")),
+                "{maps}"
+            );
+        }
     }
 
     #[test]

@@ -127,18 +127,14 @@ pub trait PciDevice: Send + Sync {
     /// When there is no such reset, or the device is gone.
     fn reset(&self) -> Result<(), DeviceError>;
 
-    /// False once the device is known to be gone. Cheap; no register is touched.
+    /// False once the device is known to be gone, or was given back because the system wanted it. Cheap; no register is
+    /// touched. Behind an IOMMU it has lost all memory by then. A server in another process keeps what it was given
+    /// until it ends or lets go.
     fn is_present(&self) -> bool;
 
     /// A descriptor that becomes readable when the system wants the device back or it has gone.
     fn removal_descriptor(&self) -> Option<RawFd> {
         None
-    }
-
-    /// True once the system wants the device back, or it has gone. The system waits until every handle to it is
-    /// dropped, so whoever sees this ends what it does and lets go. May be a system call: not for every turn.
-    fn removal_requested(&self) -> bool {
-        !self.is_present()
     }
 }
 

@@ -58,6 +58,11 @@ impl Guard {
         Ok(Guard { entry })
     }
 
+    /// Says that nothing is behind the mapping any more, as an access would.
+    pub(super) fn mark(&self) {
+        RANGES[self.entry].faulted.store(true, Ordering::SeqCst);
+    }
+
     /// True once an access found nothing behind the mapping.
     #[inline]
     pub(super) fn has_faulted(&self) -> bool {

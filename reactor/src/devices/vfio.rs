@@ -2,9 +2,10 @@
 //!
 //! # Removal
 //! When a device is pulled, or an administrator unbinds it, the kernel asks for it back by an eventfd
-//! ([`PciDevice::removal_descriptor`]) and then *waits*: the removal is complete when the last handle here (the device
-//! and all its BARs) is dropped. Meanwhile its registers read as all ones, or are taken out of this process; neither
-//! harms it (`sigbus.rs`).
+//! ([`PciDevice::removal_descriptor`]) and then *waits* until nothing of it is open or mapped. So it is given back at once:
+//! it stops, loses all memory, its registers are unmapped and its file is closed, whatever handles to it still live.
+//! From then on it reads as all ones. The same happens when it is found to be gone. What its driver was doing is lost,
+//! as it is when a device is pulled; nothing writes to memory that the driver takes back.
 
 mod address_space;
 #[allow(unsafe_code)]
@@ -12,9 +13,10 @@ mod sys;
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::thread::JoinHandle;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::io::Errno;
 
 use self::address_space::AddressSpace;
@@ -38,23 +40,35 @@ const VECTORS_MAX: u16 = 2048;
 pub struct VfioDevice {
     identity: PciIdentity,
     shared: Arc<Shared>,
-    removal: OwnedFd,
     resettable: bool,
     vectors_max: u16,
     /// The vectors that are on.
     vectors: Mutex<u16>,
-    /// What this device has mapped.
-    mapped: Mutex<Vec<u64>>,
+    /// Ends the watcher.
+    stop: OwnedFd,
+    watcher: Option<JoinHandle<()>>,
 }
 
-/// What the device and its BARs share. The device's file is closed before its address space goes.
+/// What the device and its BARs share.
 struct Shared {
     name: String,
-    device: OwnedFd,
-    space: Arc<AddressSpace>,
+    /// What the kernel gave us; `None` once it is given back. The data path takes no lock: it goes through the windows.
+    kept: RwLock<Option<Kept>>,
     /// Offset in the file and bytes of the configuration space and of the BARs.
     regions: [(u64, u64); CONFIG_REGION as usize + 1],
+    /// What is mapped of its registers.
+    windows: Mutex<Vec<Weak<Mapping>>>,
+    /// What it may reach of our memory.
+    mapped: Mutex<Vec<u64>>,
     gone: AtomicBool,
+    /// Readable once the kernel wants it back, or it is gone.
+    removal: OwnedFd,
+}
+
+/// The order of the fields is the order in which they are closed.
+struct Kept {
+    device: OwnedFd,
+    space: Arc<AddressSpace>,
 }
 
 impl VfioDevice {
@@ -105,34 +119,41 @@ impl VfioDevice {
                 *region = (info.offset, info.length);
             }
         }
+        let (removal, stop) = (eventfd()?, eventfd()?);
+        for index in [REQUEST_INDEX, ERROR_INDEX] {
+            if interrupts(&device, index) > 0 {
+                set_interrupts(&device, index, IRQS_EVENTS, &[removal.as_raw_fd()])
+                    .map_err(|error| explain("notice of removal", &error))?;
+            }
+        }
+        let vectors_max = interrupts(&device, MSIX_INDEX).min(u32::from(VECTORS_MAX)) as u16;
         let shared = Arc::new(Shared {
             name: address.to_string(),
-            device,
-            space,
+            kept: RwLock::new(Some(Kept { device, space })),
             regions,
+            windows: Mutex::default(),
+            mapped: Mutex::default(),
             gone: AtomicBool::new(false),
+            removal,
         });
         let identity =
             config::identity(|offset, bytes| shared.read(CONFIG_REGION, u64::from(offset), bytes))?;
         // A function that was never driven may have its registers switched off.
         shared.change_command(config::MEMORY_SPACE, 0)?;
-        let removal = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|error| DeviceError::Refused(format!("no eventfd can be had: {error}")))?;
-        for index in [REQUEST_INDEX, ERROR_INDEX] {
-            if interrupts(&shared.device, index) > 0 {
-                set_interrupts(&shared.device, index, IRQS_EVENTS, &[removal.as_raw_fd()])
-                    .map_err(|error| explain("notice of removal", &error))?;
-            }
-        }
-        let vectors_max = interrupts(&shared.device, MSIX_INDEX).min(u32::from(VECTORS_MAX)) as u16;
+        let watched = (shared.clone(), stop.try_clone());
+        let ended = watched.1.map_err(|error| DeviceError::Refused(error.to_string()))?;
+        let watcher = std::thread::Builder::new()
+            .name("vfio".to_owned())
+            .spawn(move || watched.0.watch(&ended))
+            .map_err(|error| DeviceError::Refused(format!("a thread cannot be started: {error}")))?;
         Ok(VfioDevice {
             identity,
             shared,
-            removal,
             resettable: flags & DEVICE_RESET != 0,
             vectors_max,
             vectors: Mutex::new(0),
-            mapped: Mutex::default(),
+            stop,
+            watcher: Some(watcher),
         })
     }
 
@@ -149,6 +170,14 @@ impl VfioDevice {
     pub fn write_config(&self, offset: u16, bytes: &[u8]) -> Result<(), DeviceError> {
         self.shared.write(CONFIG_REGION, u64::from(offset), bytes)
     }
+}
+
+fn eventfd() -> Result<OwnedFd, DeviceError> {
+    rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|error| {
+        DeviceError::Refused(format!(
+            "no eventfd can be had: {error}. Remedy: raise the limit of open files (ulimit -n)"
+        ))
+    })
 }
 
 fn explain(what: &str, error: &std::io::Error) -> DeviceError {
@@ -188,9 +217,56 @@ fn set_interrupts(device: &OwnedFd, index: u32, flags: u32, events: &[RawFd]) ->
 }
 
 impl Shared {
-    fn lose(&self) {
-        if !self.gone.swap(true, Ordering::Relaxed) {
-            tracing::warn!(target: "reactor", device = %self.name, "the PCI device is gone");
+    /// Does something with what the kernel gave us.
+    fn with<T>(&self, what: impl FnOnce(&Kept) -> Result<T, DeviceError>) -> Result<T, DeviceError> {
+        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
+        what(kept.as_ref().ok_or(DeviceError::Gone)?)
+    }
+
+    /// Gives everything back to the kernel, whatever handles still live; a reason is logged, none when the end is ours.
+    /// Not from inside [`Shared::with`].
+    fn release(&self, reason: Option<&str>) {
+        let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(kept) = kept.take() else { return };
+        let name = &self.name;
+        if let Some(reason) = reason {
+            tracing::warn!(target: "reactor", device = %name, "the PCI device is let go: {reason}");
+        }
+        // First it stops, then it loses the memory: the other way round the IOMMU would report faults.
+        let command = self.regions[CONFIG_REGION as usize].0 + u64::from(config::COMMAND);
+        let mut bytes = [0; 2];
+        if rustix::io::pread(&kept.device, &mut bytes, command) == Ok(2) && bytes != [0xFF; 2] {
+            let stopped = u16::from_le_bytes(bytes) & !config::BUS_MASTER;
+            let _ = rustix::io::pwrite(&kept.device, &stopped.to_le_bytes(), command);
+        }
+        for iova in self.mapped.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            if let Err(error) = kept.space.unmap(iova) {
+                tracing::error!(target: "reactor", device = %name, "{error}");
+            }
+        }
+        // Only now: whoever sees it takes back the memory it was given.
+        self.gone.store(true, Ordering::Release);
+        for window in self.windows.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            if let Some(Err(text)) = window.upgrade().map(|window| window.retire()) {
+                tracing::error!(target: "reactor", device = %name, "{text}");
+            }
+        }
+        // Fails only when the counter is full, and then the descriptor is readable anyway.
+        let _ = rustix::io::write(&self.removal, &1u64.to_ne_bytes());
+    }
+
+    /// Sleeps until the kernel wants the device back, or `stop` becomes readable. A thread's whole work.
+    fn watch(&self, stop: &OwnedFd) {
+        loop {
+            let mut set = [PollFd::new(&self.removal, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
+            match rustix::event::poll(&mut set, None) {
+                Ok(_) if !set[1].revents().is_empty() => return,
+                Ok(_) if !set[0].revents().is_empty() => {
+                    return self.release(Some("the kernel wants it back, or its bus has failed"));
+                }
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return self.release(Some(&error.to_string())),
+            }
         }
     }
 
@@ -216,25 +292,22 @@ impl Shared {
 impl Slow for Shared {
     fn read(&self, region: u32, offset: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {
         let at = self.place(region, offset, bytes.len())?;
-        match rustix::io::pread(&self.device, &mut *bytes, at) {
-            Ok(count) if count == bytes.len() => Ok(()),
-            // The kernel reads registers that are switched off, or of a device that has gone, as an error.
-            _ => {
-                self.lose();
-                Err(DeviceError::Gone)
-            }
+        let count = self.with(|kept| Ok(rustix::io::pread(&kept.device, &mut *bytes, at)))?;
+        // The kernel reads registers that are switched off, or of a device that has gone, as an error.
+        if count == Ok(bytes.len()) {
+            return Ok(());
         }
+        self.release(Some("a register cannot be read"));
+        Err(DeviceError::Gone)
     }
 
     fn write(&self, region: u32, offset: u64, bytes: &[u8]) -> Result<(), DeviceError> {
         let at = self.place(region, offset, bytes.len())?;
-        match rustix::io::pwrite(&self.device, bytes, at) {
-            Ok(count) if count == bytes.len() => Ok(()),
-            _ => {
-                self.lose();
-                Err(DeviceError::Gone)
-            }
+        if self.with(|kept| Ok(rustix::io::pwrite(&kept.device, bytes, at)))? == Ok(bytes.len()) {
+            return Ok(());
         }
+        self.release(Some("a register cannot be written"));
+        Err(DeviceError::Gone)
     }
 
     fn read_when_gone(&self) -> Result<u64, DeviceError> {
@@ -243,14 +316,14 @@ impl Slow for Shared {
 
     #[inline]
     fn is_present(&self) -> bool {
-        !self.gone.load(Ordering::Relaxed)
+        !self.gone.load(Ordering::Acquire)
     }
 
     fn suspect(&self, faulted: bool) {
         // The vendor 0xFFFF does not exist: it is what an empty slot reads as.
         let mut vendor = [0; 2];
         if faulted || self.read(CONFIG_REGION, 0, &mut vendor).is_err() || vendor == [0xFF; 2] {
-            self.lose();
+            self.release(Some("its registers are not there any more"));
         }
     }
 }
@@ -270,22 +343,30 @@ impl PciDevice for VfioDevice {
         if index > 5 {
             return Err(none());
         }
-        let info = region_info(&self.shared.device, u32::from(index)).map_err(|_| none())?;
-        if info.length == 0 {
-            return Err(none());
-        }
-        let mut windows = Vec::new();
-        for (start, length) in pages_of(&info.areas, info.length, true) {
-            let offset = info.offset.saturating_add(start);
-            match Mapping::new(self.shared.device.as_fd(), offset, length) {
-                Ok(mapping) => windows.push(Window { start, mapping }),
-                Err(text) => {
-                    tracing::warn!(target: "reactor", device = %name, "BAR {index} is reached slowly: {text}");
+        self.shared.with(|kept| {
+            let info = region_info(&kept.device, u32::from(index)).map_err(|_| none())?;
+            if info.length == 0 {
+                return Err(none());
+            }
+            let mut windows = Vec::new();
+            let mut known = self.shared.windows.lock().unwrap_or_else(PoisonError::into_inner);
+            known.retain(|window| window.strong_count() > 0);
+            for (start, length) in pages_of(&info.areas, info.length, true) {
+                let offset = info.offset.saturating_add(start);
+                match Mapping::new(kept.device.as_fd(), offset, length) {
+                    Ok(mapping) => {
+                        let mapping = Arc::new(mapping);
+                        known.push(Arc::downgrade(&mapping));
+                        windows.push(Window { start, mapping });
+                    }
+                    Err(text) => {
+                        tracing::warn!(target: "reactor", device = %name, "BAR {index} is reached slowly: {text}");
+                    }
                 }
             }
-        }
-        let slow = self.shared.clone();
-        Ok(Box::new(RegionBar { region: u32::from(index), length: info.length, windows, slow }))
+            let (length, slow) = (info.length, self.shared.clone());
+            Ok(Box::new(RegionBar { region: u32::from(index), length, windows, slow }) as Box<dyn Bar>)
+        })
     }
 
     fn read_config(&self, offset: u16, bytes: &mut [u8]) -> Result<(), DeviceError> {
@@ -298,19 +379,27 @@ impl PciDevice for VfioDevice {
     }
 
     fn map_dma(&self, region: &DmaRegion<'_>) -> Result<u64, DeviceError> {
-        let iova = self.shared.space.map(region)?;
-        self.mapped.lock().unwrap_or_else(PoisonError::into_inner).push(iova);
-        Ok(iova)
+        self.shared.with(|kept| {
+            let iova = kept.space.map(region)?;
+            self.shared.mapped.lock().unwrap_or_else(PoisonError::into_inner).push(iova);
+            Ok(iova)
+        })
     }
 
     fn unmap_dma(&self, address: u64) -> Result<(), DeviceError> {
-        let mut mapped = self.mapped.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = mapped.iter().position(|&iova| iova == address).ok_or_else(|| {
-            DeviceError::Refused(format!("nothing is mapped for {} at {address:#x}", self.shared.name))
-        })?;
-        self.shared.space.unmap(address)?;
-        mapped.swap_remove(at);
-        Ok(())
+        if !self.is_present() {
+            // All of it was taken back before.
+            return Ok(());
+        }
+        self.shared.with(|kept| {
+            let mut mapped = self.shared.mapped.lock().unwrap_or_else(PoisonError::into_inner);
+            let at = mapped.iter().position(|&iova| iova == address).ok_or_else(|| {
+                DeviceError::Refused(format!("nothing is mapped for {} at {address:#x}", self.shared.name))
+            })?;
+            kept.space.unmap(address)?;
+            mapped.swap_remove(at);
+            Ok(())
+        })
     }
 
     fn enable_interrupts(&self, vectors: u16) -> Result<Vec<OwnedFd>, DeviceError> {
@@ -319,37 +408,30 @@ impl PciDevice for VfioDevice {
             return Err(DeviceError::Unsupported(format!("{name} has {max} MSI-X vectors, not {vectors}")));
         }
         let mut on = self.vectors.lock().unwrap_or_else(PoisonError::into_inner);
-        let device = &self.shared.device;
-        if *on > 0 {
-            set_interrupts(device, MSIX_INDEX, IRQS_OFF, &[])
-                .map_err(|error| explain("interrupts", &error))?;
-            *on = 0;
-        }
-        let mut events = Vec::new();
-        for _ in 0..vectors {
-            let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-            events.push(event.map_err(|error| {
-                DeviceError::Refused(format!(
-                    "no eventfd can be had: {error}. Remedy: raise the limit of open files (ulimit -n)"
-                ))
-            })?);
-        }
-        if vectors > 0 {
-            let raw: Vec<RawFd> = events.iter().map(AsRawFd::as_raw_fd).collect();
-            set_interrupts(device, MSIX_INDEX, IRQS_EVENTS, &raw)
-                .map_err(|error| explain("interrupts", &error))?;
-            *on = vectors;
-        }
-        Ok(events)
+        self.shared.with(|kept| {
+            let refused = |error: std::io::Error| explain("interrupts", &error);
+            if *on > 0 {
+                set_interrupts(&kept.device, MSIX_INDEX, IRQS_OFF, &[]).map_err(refused)?;
+                *on = 0;
+            }
+            let events = (0..vectors).map(|_| eventfd()).collect::<Result<Vec<OwnedFd>, DeviceError>>()?;
+            if vectors > 0 {
+                let raw: Vec<RawFd> = events.iter().map(AsRawFd::as_raw_fd).collect();
+                set_interrupts(&kept.device, MSIX_INDEX, IRQS_EVENTS, &raw).map_err(refused)?;
+                *on = vectors;
+            }
+            Ok(events)
+        })
     }
 
     fn reset(&self) -> Result<(), DeviceError> {
         if !self.resettable {
             return Err(DeviceError::Unsupported(format!("{} cannot be reset by itself", self.shared.name)));
         }
-        sys::command(self.shared.device.as_fd(), Command::Reset, 0)
-            .map(drop)
-            .map_err(|error| explain("reset", &error))
+        self.shared.with(|kept| {
+            let reset = sys::command(kept.device.as_fd(), Command::Reset, 0);
+            reset.map(drop).map_err(|error| explain("reset", &error))
+        })
     }
 
     fn is_present(&self) -> bool {
@@ -357,28 +439,17 @@ impl PciDevice for VfioDevice {
     }
 
     fn removal_descriptor(&self) -> Option<RawFd> {
-        Some(self.removal.as_raw_fd())
-    }
-
-    fn removal_requested(&self) -> bool {
-        // Never read: once it is wanted back, it stays so.
-        let mut set = [PollFd::new(&self.removal, PollFlags::IN)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        !self.is_present() || rustix::event::poll(&mut set, Some(&now)).is_ok_and(|ready| ready > 0)
+        Some(self.shared.removal.as_raw_fd())
     }
 }
 
 impl Drop for VfioDevice {
     fn drop(&mut self) {
-        // First it stops, then it loses the memory: the other way round the IOMMU would report faults.
-        if self.shared.is_present() {
-            let _ = self.shared.change_command(0, config::BUS_MASTER);
+        let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
+        if let Some(watcher) = self.watcher.take() {
+            let _ = watcher.join();
         }
-        for iova in self.mapped.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            if let Err(error) = self.shared.space.unmap(iova) {
-                tracing::warn!(target: "reactor", device = %self.shared.name, "{error}");
-            }
-        }
+        self.shared.release(None);
     }
 }
 

@@ -5,7 +5,8 @@
 //! is read by a message and its answer, and written by a message without one, so that a reactor does not wait for the
 //! server when it rings. A read waits, [`ANSWER_TIMEOUT`] at most; then the device is gone.
 //!
-//! What the server says is checked and sizes nothing. What it does to the memory it was given is in its hands: serve
+//! What the server says is checked and sizes nothing. What it does to the memory it was given is in its hands: nothing
+//! can take a shared file back, so one that hangs, is given up and then goes on may still finish a transfer. Serve
 //! devices from processes that are trusted with the data.
 
 mod connection;
@@ -324,7 +325,7 @@ impl PciDevice for VfioUserDevice {
             // What cannot be mapped is reached by messages.
             if is_memory(file.as_fd(), end) {
                 match Mapping::new(file.as_fd(), offset, length) {
-                    Ok(mapping) => windows.push(Window { start, mapping }),
+                    Ok(mapping) => windows.push(Window { start, mapping: Arc::new(mapping) }),
                     Err(text) => tracing::warn!(target: "reactor", device = %name, "BAR {index}: {text}"),
                 }
             }
