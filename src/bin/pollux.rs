@@ -34,6 +34,8 @@ enum Command {
     Status,
     /// Block devices
     Bdevs,
+    /// NVMe controllers
+    Controllers,
     /// Target nodes
     Targets,
     /// Connections of initiators
@@ -146,6 +148,7 @@ fn run(arguments: &Arguments) -> Result<String, String> {
             (status, status_text)
         }
         Command::Bdevs => (call("bdev_get_bdevs", None)?, bdevs_text),
+        Command::Controllers => (call("bdev_nvme_get_controllers", None)?, controllers_text),
         Command::Targets => (call("iscsi_get_target_nodes", None)?, targets_text),
         Command::Connections => (call("iscsi_get_connections", None)?, connections_text),
         Command::Reactors => (call("framework_get_reactors", None)?, reactors_text),
@@ -271,6 +274,21 @@ fn bdevs_text(value: &Value) -> String {
     };
     let rows: Vec<Vec<String>> = items(value).iter().map(row).collect();
     table(&["NAME", "KIND", "SIZE", "BLOCK", "USED", "UUID"], &rows, "no bdevs")
+}
+
+fn controllers_text(value: &Value) -> String {
+    let row = |controller: &Value| {
+        let path = items(&controller["ctrlrs"]).first().unwrap_or(&Value::Null);
+        vec![
+            text(&controller["name"]),
+            text(&path["state"]),
+            text(&path["trid"]["trtype"]),
+            text(&path["trid"]["traddr"]),
+            text(&path["failure"]),
+        ]
+    };
+    let rows: Vec<Vec<String>> = items(value).iter().map(row).collect();
+    table(&["NAME", "STATE", "TRANSPORT", "ADDRESS", "REASON"], &rows, "no controllers")
 }
 
 fn targets_text(value: &Value) -> String {

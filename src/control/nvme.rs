@@ -72,7 +72,7 @@ pub struct NvmeController {
     pub queue_pairs_max: Option<u16>,
     /// Namespaces, when a bound was asked for.
     pub namespaces_max: Option<u32>,
-    /// Hotplug found it, so it is not saved.
+    /// Hotplug found it, so it is saved only if something stands on it.
     pub hot: bool,
     /// `None` while it has not been seen since the daemon started.
     pub controller: Option<Arc<Controller>>,
@@ -591,6 +591,10 @@ impl Control {
         let controller = controller.clone();
         tokio::task::spawn_blocking(move || {
             let device = factory.open_pci(transport, &address)?;
+            // It may have been detached while the device was opened.
+            if controller.state() != ControllerState::Gone {
+                return Err(DeviceError::new(errno::EBUSY, "the controller is not gone any more"));
+            }
             controller.replace(device).map_err(|error| DeviceError::new(errno::EIO, error.to_string()))
         })
         .await

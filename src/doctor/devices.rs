@@ -28,6 +28,11 @@ fn controllers(look: &Look<'_>) -> Vec<Nvme> {
         .collect()
 }
 
+/// Controllers that a daemon can attach.
+pub(super) fn bound(look: &Look<'_>) -> u64 {
+    controllers(look).iter().filter(|nvme| nvme.driver.as_deref() == Some("vfio-pci")).count() as u64
+}
+
 pub(super) fn iommu(look: &Look<'_>, out: &mut Findings) {
     let why = "behind an IOMMU a device reaches only the memory it was given; VFIO needs one";
     let units = look.tree.names("/sys/class/iommu");

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use base::{BufferPool, Limits};
 
-use super::{Findings, Look, Status};
+use super::{Findings, Look, Status, devices};
 use crate::limits;
 
 /// Bytes of a hugepage.
@@ -32,6 +32,18 @@ pub(super) fn hugepages(look: &Look<'_>, out: &mut Findings) {
     for cpu in &look.options.cpus {
         *needed.entry(node_of(look, *cpu)).or_default() += pages;
     }
+    // The queues of a controller: for each reactor, for the thread that serves it, and for its administration.
+    let controllers = devices::bound(look);
+    let queues = controllers * (look.reactors() + 2);
+    if let Some(mut first) = needed.first_entry() {
+        *first.get_mut() += queues;
+    }
+    let of_queues = match controllers {
+        0 => String::new(),
+        1 => format!(", {queues} of them the queues of a controller"),
+        _ => format!(", {queues} of them the queues of {controllers} controllers"),
+    };
+    let mut of_queues = Some(of_queues);
     if !look.tree.exists("/sys/kernel/mm/hugepages/hugepages-2048kB") {
         let found = "the kernel has no 2 MiB hugepages";
         out.bad(look.lacking(), "", found, why, "use a kernel with CONFIG_HUGETLBFS");
@@ -48,7 +60,8 @@ pub(super) fn hugepages(look: &Look<'_>, out: &mut Findings) {
         let free = look.tree.number(&format!("{folder}/free_hugepages")).unwrap_or(0);
         // What a running daemon holds is not free, and yet there for it.
         let have = if look.daemon.answers() { reserved } else { free };
-        let found = format!("{reserved} reserved, {free} free; the reactors' buffers take {needed}");
+        let of_queues = of_queues.take().unwrap_or_default();
+        let found = format!("{reserved} reserved, {free} free; the reactors take {needed}{of_queues}");
         if have >= needed {
             out.ok(subject, found, why);
         } else {

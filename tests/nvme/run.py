@@ -166,6 +166,28 @@ def a_controller_is_described_and_asked(target, model):
 
 
 @test
+def the_scripts_speak_of_controllers(target, model):
+    model.start()
+
+    def run(*command):
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done
+        return done.stdout
+
+    rpc = (sys.executable, ROOT / "scripts" / "rpc.py", "-s", target.socket)
+    pollux = (pathlib.Path(target.path).with_name("pollux"), "-r", target.socket)
+    made = run(*rpc, "bdev_nvme_attach_controller", "name=Nvme0", "trtype=VFIOUSER", f"traddr={model.folder}")
+    assert json.loads(made) == ["Nvme0n1"], made
+    shown = run(*pollux, "controllers")
+    assert "Nvme0" in shown and "enabled" in shown and str(model.folder) in shown, shown
+    assert "NVMe disk" in run(*pollux, "bdevs")
+    assert json.loads(run(*pollux, "rpc", "bdev_nvme_reset_controller", "name=Nvme0")) is True
+    assert json.loads(run(*rpc, "bdev_nvme_get_controller_health_info", "name=Nvme0"))["traddr"] == str(model.folder)
+    assert json.loads(run(*rpc, "bdev_nvme_detach_controller", "name=Nvme0")) is True
+    assert "no controllers" in run(*pollux, "controllers")
+
+
+@test
 def an_image_goes_there_and_back(target, model):
     model.start()
     target.export(attach(target, model))

@@ -13,8 +13,8 @@ use crate::control::Control;
 use crate::control::config::Entry;
 use crate::control::identity::{machine_id, stable_uuid};
 use crate::control::link::{InjectedError, InjectedIo, Injection, Latencies, Recipe};
-use crate::control::names;
 use crate::control::node::{Bdev, Node};
+use crate::control::{names, nvme};
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -702,7 +702,7 @@ pub(in crate::control) fn saved(node: &Node) -> Vec<Entry> {
     let mut calls: Vec<(u64, Entry)> = node
         .controllers
         .values()
-        .filter(|entry| !entry.hot)
+        .filter(|entry| !entry.hot || is_used(node, &entry.name))
         .map(|entry| (entry.order, super::nvme::attach_call(node, entry)))
         .collect();
     for bdev in node.bdevs.values() {
@@ -719,6 +719,11 @@ pub(in crate::control) fn saved(node: &Node) -> Vec<Entry> {
     entries.extend(calls.into_iter().map(|(_, entry)| entry));
     entries.push(Entry { method: "bdev_wait_for_examine".to_owned(), params: None });
     entries
+}
+
+/// Whether something stands on a bdev of the controller.
+fn is_used(node: &Node, controller: &str) -> bool {
+    nvme::bdevs_of(node, controller).any(|(bdev, _)| claimed_by(node, &bdev.name).is_some())
 }
 
 /// `None` for a bdev that comes with something else.
