@@ -7,6 +7,7 @@ usage: run.py build                       builds what the guests need, if it is 
        run.py clean                       removes what was built
 """
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -21,7 +22,7 @@ import case as case_module  # noqa: E402
 import machine  # noqa: E402
 
 WELCOME = """
-polluxd runs on the host: {portal} {iqn}, LUN 0 and 1 are RAM disks of 256 MiB.
+polluxd runs on the host: {portal} {iqn}
   iscsi_start; discover; login; want_disk 0; echo $disk    lib.sh is loaded
   host rpc METHOD [JSON]                                   a call to the daemon's control socket
 Its binaries are in /lab-bin. Leave with exit or Ctrl-D.
@@ -29,24 +30,31 @@ Its binaries are in /lab-bin. Leave with exit or Ctrl-D.
 
 
 class ShellCase:
-    """The guest of `scripts/lab shell`: like a test's, without a script."""
+    """The guest of `scripts/lab shell`: like a test's, with a shell instead of a script. `of` is that test, or None."""
 
     name, tier, seconds_max, what = "shell", "full", 1 << 30, "a shell"
 
-    def __init__(self, guest):
-        self.guests = [guest]
+    def __init__(self, of):
+        self.of = of
+        guest = of.guests[0] if of else machine.Guest()
+        self.guests = [dataclasses.replace(guest, name="main", script="", wire=False)]
 
     def has(self, name):
-        return getattr(self, name, None)
+        if name == "verify":
+            return None
+        return getattr(self, name, None) or (self.of and self.of.has(name))
 
-    @staticmethod
-    def setup(lab):
-        made = lab.target().ram("Ram0", 256).ram("Ram1", 256).serve(["Ram0", "Ram1"])
+    def setup(self, lab):
+        if self.of and self.of.has("setup"):
+            self.of.has("setup")(lab)
+        if not lab.targets:
+            lab.target().ram("Ram0", 256).ram("Ram1", 256).serve(["Ram0", "Ram1"])
+        made = lab.targets[0]
         lab.env["LAB_SHELL"] = "yes"
-        size = os.get_terminal_size() if sys.stdin.isatty() else None
-        if size:
+        lab.env["LAB_WELCOME"] = WELCOME.format(portal=made.portal(), iqn=lab.env["LAB_IQN"])
+        if sys.stdin.isatty():
+            size = os.get_terminal_size()
             lab.env["LAB_SIZE"] = f"rows {size.lines} cols {size.columns}"
-        lab.welcome = WELCOME.format(portal=made.portal(), iqn=lab.env["LAB_IQN"])
         print(f"lab: the daemon's socket is {made.socket}, its log {made.log}", flush=True)
 
     @staticmethod
@@ -67,15 +75,11 @@ def command_clean(_):
 
 
 def command_shell(arguments):
-    guest = machine.Guest()
-    if arguments.guest:
-        chosen = [one for one in case_module.cases() if one.name == arguments.guest]
-        if not chosen:
-            sys.exit(f"error: there is no guest test {arguments.guest!r}: see scripts/lab test --list")
-        guest = chosen[0].guests[0]
-        guest.script, guest.name = "", "main"
+    chosen = [one for one in case_module.cases() if one.name == arguments.guest]
+    if arguments.guest and not chosen:
+        sys.exit(f"error: there is no guest test {arguments.guest!r}: see scripts/lab test --list")
     with builder.parts() as parts:
-        lab = case_module.Lab(parts, machine.accelerator(parts), ShellCase(guest), arguments.binaries, interactive=True)
+        lab = case_module.Lab(parts, machine.accelerator(parts), ShellCase(chosen[0] if chosen else None), arguments.binaries, interactive=True)
         outcome, why = lab.run()
     if outcome != "passed":
         print(f"lab: {why}")
@@ -149,7 +153,8 @@ def main():
         one.add_argument("--binaries", default=str(HERE.parents[1] / "target/release"), help="folder of polluxd and pollux")
     arguments = parser.parse_args()
     # Ended from outside, it ends its guests and daemons too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: ended by SIGTERM"))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(f"error: ended by {signal.Signals(number).name}"))
     sys.exit(arguments.function(arguments))
 
 

@@ -77,6 +77,7 @@ class Lab:
 
     def fail(self, text):
         self.failures.append(text)
+        self.show("failed", text)
 
     def say(self, text):
         self.show("host", text)
@@ -98,8 +99,6 @@ class Lab:
         """The two ends of a guest's cable: where it listens, where it sends. Two guests are joined directly."""
         if len(self.machines) == 2:
             return self.folder / f"wire{number}", self.folder / f"wire{1 - number}"
-        if self.hub is None:
-            self.hub = Hub(self.folder, len(self.machines))
         return self.folder / f"wire{number}", self.folder / f"hub{number}"
 
     def call(self, guest, words):
@@ -145,6 +144,8 @@ class Lab:
             setup = self.case.has("setup")
             if setup:
                 setup(self)
+            if len(self.machines) != 2 and any(guest.wire for guest in self.case.guests):
+                self.hub = Hub(self.folder, len(self.machines))
             for one in self.machines.values():
                 one.prepare()
             for one in self.machines.values():
