@@ -78,7 +78,12 @@ fn every_kind_of_controller_passes_what_every_device_must() {
     let plain = || Config { namespaces: namespace(0, false, 0), ..Config::default() };
     let kinds = [
         ("plain", plain(), options(), 1),
-        ("no SGL, no shadow doorbells", Config { sgl: false, shadow_doorbells: false, ..plain() }, options(), 1),
+        (
+            "no SGL, no shadow doorbells",
+            Config { sgl: false, shadow_doorbells: false, ..plain() },
+            options(),
+            1,
+        ),
         ("small transfers", Config { mdts: 1, sgl: false, ..plain() }, options(), 1),
         ("no limit", Config { mdts: 0, ..plain() }, options(), 1),
         ("tiny queues", Config { entries_max: 2, ..plain() }, options(), 1),
@@ -87,9 +92,24 @@ fn every_kind_of_controller_passes_what_every_device_must() {
         ("no cache", Config { write_cache: false, ..plain() }, options(), 1),
         ("4 KiB blocks", Config { namespaces: namespace(1, false, 0), ..Config::default() }, options(), 1),
         ("metadata apart", Config { namespaces: namespace(2, false, 0), ..Config::default() }, options(), 1),
-        ("protection type 1", Config { namespaces: namespace(3, false, 1), ..Config::default() }, options(), 1),
-        ("protection type 2, extended", Config { namespaces: namespace(2, true, 2), ..Config::default() }, options(), 1),
-        ("protection type 3", Config { namespaces: namespace(3, true, 3), ..Config::default() }, options(), 1),
+        (
+            "protection type 1",
+            Config { namespaces: namespace(3, false, 1), ..Config::default() },
+            options(),
+            1,
+        ),
+        (
+            "protection type 2, extended",
+            Config { namespaces: namespace(2, true, 2), ..Config::default() },
+            options(),
+            1,
+        ),
+        (
+            "protection type 3",
+            Config { namespaces: namespace(3, true, 3), ..Config::default() },
+            options(),
+            1,
+        ),
     ];
     for (seed, (name, config, options, cores)) in kinds.into_iter().enumerate() {
         println!("{name}");

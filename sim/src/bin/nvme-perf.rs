@@ -29,7 +29,8 @@ fn measure(depth: u16, seconds: u64) -> Result<(), String> {
         let _ = controller.poll(now);
     }
     let classes = [PoolClass { size: 4096, count: u32::from(depth) }];
-    let pool = BufferPool::new(Box::new(HugeMemory::shared(BufferPool::memory_length(&classes), false)?), &classes);
+    let pool =
+        BufferPool::new(Box::new(HugeMemory::shared(BufferPool::memory_length(&classes), false)?), &classes);
     let core = CoreShared::with_pool(CoreId(0), &pool);
     let namespace = controller.namespaces().first().cloned().ok_or("the model has no namespace")?;
     let mut channel = namespace.open_channel(&core).map_err(|error| format!("{error:?}"))?;
@@ -79,7 +80,8 @@ fn measure(depth: u16, seconds: u64) -> Result<(), String> {
         1e9 / rate,
         100.0 * model,
         1e9 / rate * (1.0 - model),
-        (statistics.submission_doorbells + statistics.completion_doorbells) as f64 / statistics.commands.max(1) as f64,
+        (statistics.submission_doorbells + statistics.completion_doorbells) as f64
+            / statistics.commands.max(1) as f64,
     );
     Ok(())
 }
