@@ -5,14 +5,14 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use base::{Clock, CoreId, Progress};
 use nvme_backend::{
     Controller, ControllerEvent, ControllerOptions, ControllerState, Namespace, TimeoutAction,
 };
-use reactor::{Doorbell, SleepSet};
+use reactor::{Doorbell, PciDevice, SleepSet};
 use rpc::{RpcError, errno};
 use scsi::{ControlRequest, LogicalUnitId};
 
@@ -99,9 +99,14 @@ impl NvmeController {
     }
 }
 
+/// A controller, and the device it works on.
+type DeviceOf = (Weak<Controller>, Weak<dyn PciDevice>);
+
 /// The thread's part.
 pub struct NvmeService {
     polled: Mutex<Vec<Arc<Controller>>>,
+    /// The device of each of those, for as long as the driver keeps it.
+    devices: Mutex<Vec<DeviceOf>>,
     bell: Doorbell,
     stopping: AtomicBool,
     period_us: AtomicU64,
@@ -124,6 +129,7 @@ impl NvmeService {
     pub fn new() -> std::io::Result<Arc<NvmeService>> {
         Ok(Arc::new(NvmeService {
             polled: Mutex::default(),
+            devices: Mutex::default(),
             bell: Doorbell::new()?,
             stopping: AtomicBool::new(false),
             period_us: AtomicU64::new(4000),
@@ -194,9 +200,22 @@ impl NvmeService {
         self.bell.ring();
     }
 
-    pub(super) fn add(&self, controller: &Arc<Controller>) {
+    fn add(&self, controller: &Arc<Controller>) {
         locked(&self.polled).push(controller.clone());
         self.bell.ring();
+    }
+
+    /// Remembers on which device a controller works.
+    fn set_device(&self, controller: &Arc<Controller>, device: Weak<dyn PciDevice>) {
+        let mut devices = locked(&self.devices);
+        devices.retain(|(known, _)| known.strong_count() > 0 && known.as_ptr() != Arc::as_ptr(controller));
+        devices.push((Arc::downgrade(controller), device));
+    }
+
+    /// The device that the driver has for a controller.
+    fn device(&self, controller: &Arc<Controller>) -> Option<Arc<dyn PciDevice>> {
+        let devices = locked(&self.devices);
+        devices.iter().find(|(known, _)| known.as_ptr() == Arc::as_ptr(controller))?.1.upgrade()
     }
 
     fn remove(&self, controller: &Arc<Controller>) {
@@ -328,13 +347,16 @@ impl Control {
     ) -> Result<Arc<Controller>, DeviceError> {
         let (factory, place, cores) = (self.factory.clone(), address.to_owned(), self.link.cores());
         // Opening asks the kernel, or another process: not on the thread that answers calls.
-        let controller = tokio::task::spawn_blocking(move || {
+        let (controller, device) = tokio::task::spawn_blocking(move || {
             let device = factory.open_pci(transport, &place)?;
+            let weak = Arc::downgrade(&device);
             Controller::new(device, options, cores)
+                .map(|controller| (controller, weak))
                 .map_err(|error| DeviceError::new(errno::EIO, format!("{place}: {error}")))
         })
         .await
         .map_err(|error| DeviceError::new(errno::EIO, error.to_string()))??;
+        self.nvme.set_device(&controller, device);
         self.nvme.add(&controller);
         match self.await_ready(&controller, address).await {
             Ok(()) => Ok(controller),
@@ -588,14 +610,24 @@ impl Control {
 
     async fn replace(&self, entry: &NvmeController, controller: &Arc<Controller>) -> Result<(), DeviceError> {
         let (factory, transport, address) = (self.factory.clone(), entry.transport, entry.address.clone());
-        let controller = controller.clone();
+        let (nvme, controller) = (self.nvme.clone(), controller.clone());
         tokio::task::spawn_blocking(move || {
+            let failed =
+                |error: nvme_backend::ControllerError| DeviceError::new(errno::EIO, error.to_string());
+            // A server that lives, or a slot whose device only lost its link, gives nobody else access: the device is
+            // the one at hand, once its registers are back.
+            if let Some(held) = nvme.device(&controller).filter(|device| device.is_present()) {
+                return controller.replace(held).map_err(failed);
+            }
             let device = factory.open_pci(transport, &address)?;
             // It may have been detached while the device was opened.
             if controller.state() != ControllerState::Gone {
                 return Err(DeviceError::new(errno::EBUSY, "the controller is not gone any more"));
             }
-            controller.replace(device).map_err(|error| DeviceError::new(errno::EIO, error.to_string()))
+            let weak = Arc::downgrade(&device);
+            controller.replace(device).map_err(failed)?;
+            nvme.set_device(&controller, weak);
+            Ok(())
         })
         .await
         .map_err(|error| DeviceError::new(errno::EIO, error.to_string()))?

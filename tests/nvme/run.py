@@ -273,6 +273,42 @@ def a_controller_dies_and_returns(target, model):
 
 
 @test
+def a_controller_in_trouble_is_reset_and_goes_on(target, model):
+    model.start()
+    target.rpc("bdev_nvme_set_options", timeout_us=500_000, action_on_timeout="reset")
+    target.export(attach(target, model))
+    with session(target) as login:
+        login.ready(0)
+        # A command that is never answered; a controller that reports a fatal status; one that does so in the midst of a command.
+        for number, trouble in enumerate(("next lost", "fail", "next fatal"), 1):
+            model.say(trouble)
+            login.write_blocks(8 * number, blocks(number))
+            assert login.read_blocks(8 * number, 8) == blocks(number), trouble
+            wait(f"it is reset after {trouble}", lambda: [kind for kind, _ in events(target)].count("nvme_reset_done") >= number)
+            assert state(target) == "enabled"
+    statistics = target.rpc("bdev_nvme_get_transport_statistics")["controllers"][0]
+    assert statistics["timeouts"] >= 1 and statistics["controller_resets"] >= 3, statistics
+
+
+@test
+def a_device_is_pulled_and_put_back(target, model):
+    """As a_controller_dies_and_returns, but its server lives, as a slot does."""
+    model.start()
+    target.rpc("bdev_nvme_set_hotplug", enable=False, period_us=100_000)
+    target.export(attach(target, model))
+    with session(target) as login:
+        login.ready(0)
+        login.write_blocks(40, blocks(1))
+        for _ in range(3):
+            model.say("remove")
+            settled(login, 0, NO_MEDIUM)
+            wait("the controller is known to be gone", lambda: state(target) == "removed")
+            model.say("restore")
+            assert (6, 0x28, 0) in settled(login, 0, None)
+            assert login.read_blocks(40, 8) == blocks(1)
+
+
+@test
 def namespaces_change_come_and_go(target, model):
     model.start("--namespaces", "2")
     target.export(attach(target, model))
