@@ -40,9 +40,9 @@ echo "doctor ends with $?"
 python3 - <<'END' || fail "the doctor does not see what was set up"
 import json
 found = json.load(open("/lab/doctor.json"))
-findings = {finding["check"]: finding for finding in found["findings"]}
-for check, finding in findings.items():
-    print(f"{finding['state']:5} {check}: {finding['found']}")
+
+for finding in found["findings"]:
+    print(f"{finding['status']:5} {finding['check']}: {finding['found']}")
 END
 step two reactors on two isolated cores
 node_start -m '[1-2]' --mode poll --hugepages
