@@ -10,6 +10,7 @@ use wire::nvme::{
 };
 
 use crate::admin::{Admin, Area, Owner, Role};
+use crate::namespace::health;
 use crate::queue_pair::{Layout, QueuePair, QueuePairParts, Shadow};
 use crate::reset::Phase;
 use crate::shared::locked;
@@ -428,7 +429,9 @@ impl Admin {
             (page::HEALTH, Some(data)) => {
                 let log = HealthLog::parse(&data);
                 let warning = log.map_or(0, |log| log.critical_warning);
-                *locked(&self.shared.health) = log;
+                if let Some(log) = &log {
+                    *locked(&self.shared.health) = Some(health(log, self.identify.as_ref()));
+                }
                 if warning != self.critical_warning {
                     self.critical_warning = warning;
                     if warning != 0 {

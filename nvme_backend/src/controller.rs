@@ -280,8 +280,7 @@ impl Controller {
             )));
         }
         admin.function = function;
-        admin.returning = true;
-        admin.begin_again();
+        admin.begin_return();
         drop(admin);
         self.shared.bell.ring();
         Ok(())

@@ -414,7 +414,7 @@ impl CoreQueue {
             self.unbounce(part, false);
         }
         match judge_status(status, self.requests[usize::from(part.request)].op) {
-            Outcome::Again => self.lost(part, BlockError::Internal),
+            Outcome::Again(error) => self.lost(part, error),
             Outcome::Failed(error) => {
                 // A command that was aborted because nobody wanted it was cancelled; otherwise it took too long.
                 let cancelled = self.requests[usize::from(part.request)].cancelled;

@@ -5,7 +5,7 @@ use bdev::{
     BlockDevice, BlockError, CoreShared, CriticalWarnings, DeviceIdentity, DeviceText, Geometry, Health,
     IoChannel,
 };
-use wire::nvme::{HealthLog, IdentifyNamespace};
+use wire::nvme::{HealthLog, IdentifyController, IdentifyNamespace};
 
 use crate::channel::NamespaceChannel;
 use crate::core_queue::SharedCoreQueue;
@@ -260,12 +260,15 @@ impl BlockDevice for Namespace {
     }
 
     fn health(&self) -> Option<Health> {
-        locked(&self.shared.health).as_ref().map(health)
+        *locked(&self.shared.health)
     }
 }
 
 /// What the health log says in the words of all devices.
-fn health(log: &HealthLog) -> Health {
+pub(crate) fn health(log: &HealthLog, identify: Option<&IdentifyController>) -> Health {
+    // Zero: it does not say.
+    let celsius =
+        |kelvin: u16| (kelvin != 0).then(|| i16::try_from(i32::from(kelvin) - 273).unwrap_or(i16::MAX));
     let bit = |bit: u8| log.critical_warning >> bit & 1 == 1;
     let count = |value: u128| Some(u64::try_from(value).unwrap_or(u64::MAX));
     // Data units are thousands of 512 bytes.
@@ -278,8 +281,13 @@ fn health(log: &HealthLog) -> Health {
             read_only: bit(3),
             volatile_backup: bit(4),
         },
-        temperature_celsius: (log.temperature_kelvin != 0)
-            .then(|| i16::try_from(i32::from(log.temperature_kelvin) - 273).unwrap_or(i16::MAX)),
+        temperature_celsius: celsius(log.temperature_kelvin),
+        temperature_warning_celsius: celsius(
+            identify.map_or(0, |identify| identify.warning_temperature_kelvin),
+        ),
+        temperature_critical_celsius: celsius(
+            identify.map_or(0, |identify| identify.critical_temperature_kelvin),
+        ),
         available_spare_percent: Some(log.available_spare),
         available_spare_threshold_percent: Some(log.available_spare_threshold),
         used_percent: Some(log.percentage_used),
@@ -291,6 +299,5 @@ fn health(log: &HealthLog) -> Health {
         bytes_written: bytes(log.data_units_written),
         reads: count(log.host_read_commands),
         writes: count(log.host_write_commands),
-        ..Health::default()
     }
 }

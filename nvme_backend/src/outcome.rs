@@ -6,8 +6,8 @@ use wire::nvme::{Status, StatusType};
 /// What becomes of a command that did not succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// The error may pass: send it again.
-    Again,
+    /// The error may pass: send it again, or fail with this when that was done often enough.
+    Again(BlockError),
     /// It failed.
     Failed(BlockError),
 }
@@ -33,8 +33,10 @@ pub(crate) fn judge_status(status: Status, op: BlockOp) -> Outcome {
             _ => BlockError::Internal,
         },
         Status::ABORT_REQUESTED => BlockError::Cancelled,
-        Status::SQ_DELETED => return Outcome::Again,
-        Status::NAMESPACE_NOT_READY | Status::FORMAT_IN_PROGRESS if may_pass => return Outcome::Again,
+        Status::SQ_DELETED => return Outcome::Again(BlockError::Timeout),
+        Status::NAMESPACE_NOT_READY | Status::FORMAT_IN_PROGRESS if may_pass => {
+            return Outcome::Again(BlockError::NotReady);
+        }
         Status::NAMESPACE_NOT_READY | Status::FORMAT_IN_PROGRESS => BlockError::NotReady,
         Status::DATA_TRANSFER_ERROR
         | Status::INTERNAL_ERROR
@@ -42,12 +44,12 @@ pub(crate) fn judge_status(status: Status, op: BlockOp) -> Outcome {
         | Status::TRANSIENT_TRANSPORT
             if may_pass =>
         {
-            return Outcome::Again;
+            return Outcome::Again(BlockError::Internal);
         }
         _ => match status.kind() {
             // Which block it was, only the error log knows.
             StatusType::Media => BlockError::Medium { lba: None },
-            StatusType::Path if may_pass => return Outcome::Again,
+            StatusType::Path if may_pass => return Outcome::Again(BlockError::Internal),
             _ => BlockError::Internal,
         },
     };
@@ -62,17 +64,20 @@ mod tests {
     fn errors_that_may_pass_are_sent_again_unless_the_controller_says_no() {
         let dnr = 1 << 14;
         for code in [0x04, 0x06, 0x21, 0x22, 0x82, 0x84, 0x300] {
-            assert_eq!(judge_status(Status(code), BlockOp::Read), Outcome::Again, "{code:x}");
-            assert_ne!(judge_status(Status(code | dnr), BlockOp::Read), Outcome::Again, "{code:x}");
+            assert!(matches!(judge_status(Status(code), BlockOp::Read), Outcome::Again(_)), "{code:x}");
+            assert!(
+                matches!(judge_status(Status(code | dnr), BlockOp::Read), Outcome::Failed(_)),
+                "{code:x}"
+            );
         }
-        assert_eq!(judge_status(Status(0x08 | dnr), BlockOp::Read), Outcome::Again);
+        assert_eq!(judge_status(Status(0x08 | dnr), BlockOp::Read), Outcome::Again(BlockError::Timeout));
     }
 
     #[test]
     fn every_status_ends_in_a_word_of_block_devices() {
         let failed = |code, op| match judge_status(Status(code), op) {
             Outcome::Failed(error) => Some(error),
-            Outcome::Again => None,
+            Outcome::Again(_) => None,
         };
         assert_eq!(failed(0x281, BlockOp::Read), Some(BlockError::Medium { lba: None }));
         assert_eq!(failed(0x282, BlockOp::Read), Some(BlockError::Protection { lba: None }));

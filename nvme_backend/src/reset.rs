@@ -157,7 +157,9 @@ impl Admin {
 
     /// A reset begins: I/O waits from now on.
     pub(crate) fn begin_reset(&mut self, reason: ResetReason) {
-        if self.phase.is_over() || matches!(self.phase, Phase::Disabling { .. } | Phase::Quiescing) {
+        let under_way =
+            matches!(self.phase, Phase::Disabling { .. } | Phase::Quiescing | Phase::ShuttingDown { .. });
+        if self.phase.is_over() || under_way {
             return;
         }
         if self.reset_reason.is_none() {
@@ -187,6 +189,18 @@ impl Admin {
             self.reset_reason = Some(ResetReason::Requested);
             self.events.push(ControllerEvent::ResetBegun(ResetReason::Requested));
         }
+        self.set_state(ControllerState::Resetting);
+        self.phase = Phase::Begin;
+    }
+
+    /// There is another device in the place of one that has gone.
+    pub(crate) fn begin_return(&mut self) {
+        self.failure = None;
+        self.resets_in_a_row = 0;
+        self.reset_reason = None;
+        self.critical_warning = 0;
+        self.error_count = None;
+        self.returning = true;
         self.set_state(ControllerState::Resetting);
         self.phase = Phase::Begin;
     }

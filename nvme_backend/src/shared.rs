@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_queue::ArrayQueue;
 use reactor::{DmaMemory, Doorbell, PciDevice};
-use wire::nvme::{HealthLog, Status};
+use wire::nvme::Status;
 
 use crate::gate::Gate;
 use crate::queue_pair::{Command, QueueCounters, QueuePair};
@@ -160,7 +160,7 @@ pub(crate) struct Shared {
     pub(crate) reports: ArrayQueue<Report>,
     pub(crate) bus: Mutex<Bus>,
     pub(crate) state: AtomicU8,
-    pub(crate) health: Mutex<Option<HealthLog>>,
+    pub(crate) health: Mutex<Option<bdev::Health>>,
     pub(crate) bounce_copies: AtomicU64,
 }
 

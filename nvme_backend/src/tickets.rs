@@ -8,6 +8,7 @@ use wire::nvme::{Completion, HealthLog, IDENTIFY_LENGTH, NSID_ALL, Status, log};
 
 use crate::admin::{Admin, Area, Owner};
 use crate::bring_up::Chore;
+use crate::namespace::health;
 use crate::queue_pair::{Command, Metadata, Payload};
 use crate::reset::Phase;
 use crate::shared::locked;
@@ -284,7 +285,7 @@ impl Admin {
             }
             Reading::Health => match HealthLog::parse(&self.ticket_data(HealthLog::LENGTH)) {
                 Some(log) => {
-                    *locked(&self.shared.health) = Some(log);
+                    *locked(&self.shared.health) = Some(health(&log, self.identify.as_ref()));
                     Ok(AdminAnswer::Health(Box::new(log)))
                 }
                 None => Err(AdminError::Interrupted),

@@ -54,6 +54,10 @@ pub struct IdentifyController {
     pub log_attributes: u8,
     /// Entries of the error log (ELPE, 0's based, plus one).
     pub error_log_entries: u16,
+    /// Warning Composite Temperature Threshold (WCTEMP), kelvins; 0: not reported.
+    pub warning_temperature_kelvin: u16,
+    /// Critical Composite Temperature Threshold (CCTEMP), kelvins; 0: not reported.
+    pub critical_temperature_kelvin: u16,
     /// Total NVM Capacity (TNVMCAP), bytes.
     pub total_capacity: u128,
     /// Unallocated NVM Capacity (UNVMCAP), bytes.
@@ -103,6 +107,8 @@ impl IdentifyController {
             firmware_updates: u8_at(data, 260),
             log_attributes: u8_at(data, 261),
             error_log_entries: u16::from(u8_at(data, 262)) + 1,
+            warning_temperature_kelvin: u16_at(data, 266),
+            critical_temperature_kelvin: u16_at(data, 268),
             total_capacity: u128_at(data, 280),
             unallocated_capacity: u128_at(data, 296),
             namespaces: u32_at(data, 516),
