@@ -25,6 +25,7 @@ mod scan;
 mod service;
 mod shared;
 mod statistics;
+mod sweep;
 mod tickets;
 mod view;
 

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use base::Instant;
 use wire::nvme::Completion;
 
-use crate::core_queue::{overdue, sweep_interval};
 use crate::queue_pair::{Command, QueuePair};
 use crate::shared::{RemoteAnswer, RemoteCommand, RemoteEnd, RemotePort, Report, Shared};
+use crate::sweep::{overdue, sweep_interval};
 
 /// The service thread's end of a core's rings.
 struct Line {
