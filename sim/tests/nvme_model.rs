@@ -70,6 +70,8 @@ fn enabling_takes_its_time_and_disabling_forgets_queues() {
     assert_eq!(host.read32(0x1C), 0);
     host.clean();
     host.write32(0x1000, 1);
+    assert_eq!(host.broken(), Rule::LateDoorbell);
+    host.write32(0x1008, 1);
     assert_eq!(host.broken(), Rule::DoorbellQueue);
 }
 

@@ -29,7 +29,15 @@ impl Model {
         if !self.running() || rest != 0 || usize::from(queue) >= self.sqs.len() {
             // A host that has not seen yet that the controller failed or shuts down is not to blame.
             let excused = self.csts & (super::registers::CSTS_CFS | super::registers::CSTS_SHST) != 0;
-            if !excused {
+            let known = usize::from(queue) < self.sqs.len()
+                && self.deleted[usize::from(queue / 64)] >> (queue % 64) & 1 == 1;
+            if known && rest == 0 && !excused {
+                self.violation(
+                    Rule::LateDoorbell,
+                    queue,
+                    format!("doorbell {offset:#x} written with {value:#x} after a reset"),
+                );
+            } else if !excused {
                 self.violation(
                     Rule::DoorbellQueue,
                     queue,

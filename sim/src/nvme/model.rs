@@ -136,6 +136,12 @@ pub struct Model {
     asq: u64,
     acq: u64,
     pub(super) present: bool,
+    /// CSTS.RDY does not follow CC.EN, by a fault that has struck.
+    stuck: bool,
+    /// It took long to become ready, by a fault: a host that gave up waiting is not to blame.
+    overdue: bool,
+    /// Queues that the last controller reset deleted, a bit for each; known while CC.EN is 0.
+    pub(super) deleted: [u64; 5],
     pub(super) sqs: Vec<Option<SubmissionQueue>>,
     pub(super) cqs: Vec<Option<CompletionQueue>>,
     pub(super) shadow: Option<Shadow>,
@@ -203,6 +209,9 @@ impl Model {
             asq: 0,
             acq: 0,
             present: true,
+            stuck: false,
+            overdue: false,
+            deleted: [0; 5],
             sqs: (0..pairs).map(|_| None).collect(),
             cqs: (0..pairs).map(|_| None).collect(),
             shadow: None,
@@ -416,6 +425,7 @@ impl Model {
             self.violation(Rule::Configuration, 0, "CC.EN set while CSTS.RDY is still 1");
         }
         self.csts &= !reg::CSTS_SHST;
+        self.deleted = [0; 5];
         let page = 4096u64 << reg::cc_mps(self.cc);
         let faults = [
             (reg::cc_css(self.cc) != 0, "CC.CSS is not the NVM command set"),
@@ -431,27 +441,52 @@ impl Model {
             self.violation(Rule::Configuration, 0, *what);
             self.csts |= reg::CSTS_CFS;
         }
-        if self.csts & reg::CSTS_CFS == 0 && !self.faults.never_ready {
-            self.schedule(self.config.ready_after, Job::Ready);
+        if self.csts & reg::CSTS_CFS == 0 {
+            self.stuck = self.faults.never_ready;
+            self.overdue = self.stuck;
+            self.follow();
+        }
+    }
+
+    /// CSTS.RDY follows CC.EN, unless a fault holds it.
+    fn follow(&mut self) {
+        if !self.stuck {
+            let job = if self.cc & reg::CC_EN != 0 { Job::Ready } else { Job::Disabled };
+            self.schedule(self.config.ready_after, job);
+        }
+    }
+
+    /// Lets CSTS.RDY go on when the fault that held it has ended.
+    fn unstick(&mut self) {
+        let held =
+            if self.cc & reg::CC_EN != 0 { self.faults.never_ready } else { self.faults.never_disabled };
+        if !held {
+            self.stuck = false;
+            self.follow();
         }
     }
 
     fn disable(&mut self) {
-        let troubled = self.csts & reg::CSTS_CFS != 0 || self.faults.never_ready;
+        let troubled = self.csts & reg::CSTS_CFS != 0 || self.overdue;
         if self.csts & reg::CSTS_RDY == 0 && !troubled {
             self.violation(Rule::Configuration, 0, "CC.EN cleared before CSTS.RDY was 1");
         }
         self.clear_queues();
         if self.csts & reg::CSTS_RDY == 0 {
+            self.stuck = false;
             self.csts &= reg::CSTS_NSSRO;
-        } else if !self.faults.never_disabled {
-            self.schedule(self.config.ready_after, Job::Disabled);
+        } else {
+            self.stuck = self.faults.never_disabled;
+            self.follow();
         }
     }
 
     /// What a controller level reset does besides registers (Base 2.0 §3.7.2).
     fn clear_queues(&mut self) {
         self.jobs.clear();
+        for (id, queue) in self.sqs.iter().enumerate() {
+            self.deleted[id / 64] |= u64::from(queue.is_some()) << (id % 64);
+        }
         self.sqs.iter_mut().for_each(|queue| *queue = None);
         self.cqs.iter_mut().for_each(|queue| *queue = None);
         self.shadow = None;
@@ -470,6 +505,7 @@ impl Model {
 
     fn reset_registers(&mut self) {
         self.clear_queues();
+        self.stuck = false;
         self.cc = 0;
         self.csts = 0;
         self.aqa = 0;
@@ -548,6 +584,9 @@ impl Model {
         self.now = self.now.max(now);
         if !self.present {
             return;
+        }
+        if self.stuck {
+            self.unstick();
         }
         while let Some(entry) = self.jobs.first_entry()
             && entry.key().0 <= self.now

@@ -65,11 +65,8 @@ impl Protection {
             ));
         }
         if kind == 3 && check & CHECK_REFERENCE != 0 {
-            return Err(Refusal::broken(
-                status::INVALID_PROTECTION_INFORMATION,
-                Rule::Unsupported,
-                "type 3 has no reference tag to check",
-            ));
+            // Type 3 has no reference tag to check. A host may not know yet that another one has formatted.
+            return Err(Refusal::plain(status::INVALID_PROTECTION_INFORMATION | status::DNR));
         }
         Ok(Some(Protection { kind, act, check, reference, application, mask }))
     }

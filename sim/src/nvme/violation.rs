@@ -11,6 +11,9 @@ pub enum Rule {
     Configuration,
     /// A doorbell of a queue that does not exist, or while the controller is not ready.
     DoorbellQueue,
+    /// A doorbell of a queue that was there before CC.EN was cleared, rung while it is 0. Nothing comes of it; drivers whose
+    /// cores are not stopped before a reset do it.
+    LateDoorbell,
     /// A doorbell value outside its queue, repeated, or beyond what the queue can hold.
     DoorbellValue,
     /// A command identifier used again while its command is outstanding (Base 2.0 §3.3.3.1).
