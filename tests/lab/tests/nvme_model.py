@@ -154,8 +154,11 @@ for i in 1 2 3; do sleep 1; must nvme reset /dev/nvme0; done
 wait $! || fail "fio failed across resets: $(cat /tmp/fio)"
 clean "after resets"
 
+# Nobody looks at the disks while they are formatted: what is read then is of one format or the other.
+settled() { must udevadm settle --timeout=60; }
 step "format to each LBA format"
 for format in 1 2 3 0; do
+    settled
     must nvme format "$other" -l "$format" --force
     must nvme ns-rescan /dev/nvme0
     size=$((512 << 3 * (format % 2)))
@@ -165,12 +168,14 @@ for format in 1 2 3 0; do
 done
 step "protection information, types 1 to 3"
 for type in 1 2 3; do
+    settled
     must nvme format "$other" -l 2 -i $type --force
     must nvme ns-rescan /dev/nvme0
     within 60 test "$(blockdev --getsize64 "$other")" != 0
     cat /sys/block/"$(basename "$other")"/integrity/format
     verified "$other" "protection$type"
 done
+settled
 must nvme format "$other" -l 0 --force
 must nvme ns-rescan /dev/nvme0
 clean "after formatting"
