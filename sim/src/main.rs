@@ -15,6 +15,9 @@ macro_rules! trace {
 mod client;
 mod disk;
 mod network;
+mod nvme_oracle;
+mod nvme_run;
+mod nvme_world;
 mod oracle;
 mod world;
 
@@ -53,8 +56,10 @@ const PINNED: &str = include_str!("../pinned_seeds.txt");
 
 /// Simulates the whole target under faults and checks what must always hold.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, args_conflicts_with_subcommands = true)]
 struct Arguments {
+    #[command(subcommand)]
+    world: Option<World>,
     /// Replay this one seed and print its summary
     seed: Option<u64>,
     /// Run this many seeds
@@ -78,6 +83,13 @@ struct Arguments {
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
+}
+
+/// Other worlds than the target's.
+#[derive(clap::Subcommand)]
+enum World {
+    /// Simulates the NVMe driver on a model of a controller
+    Nvme(nvme_run::Arguments),
 }
 
 #[derive(Default)]
@@ -113,6 +125,9 @@ impl Totals {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(World::Nvme(arguments)) = &arguments.world {
+        return nvme_run::run(arguments);
+    }
     let started = Instant::now();
     let totals = Totals::default();
     if let Some(seed) = arguments.seed {
