@@ -18,6 +18,17 @@ nvme_address() {
     done
     return 1
 }
+# That of the model behind vfio-user, whose serial number is its own.
+nvme_address_of_model() {
+    local controller
+    for controller in /sys/class/nvme/*; do
+        if [ "$(cat "$controller/device/vendor")" != 0x1b36 ]; then
+            basename "$(readlink -f "$controller/device")"
+            return
+        fi
+    done
+    return 1
+}
 # Takes controllers from the kernel: node_bind ADDRESS...
 node_bind() { must /lab/scripts/bind bind "$@"; }
 # Starts polluxd and waits until it answers: node_start [OPTION...]

@@ -15,6 +15,7 @@ import threading
 import time
 
 GUEST_FILES = pathlib.Path(__file__).resolve().parent.parent / "guest"
+SCRIPTS = pathlib.Path(__file__).resolve().parents[3] / "scripts"
 # What isa-debug-exit makes of the byte a guest writes: (v << 1) | 1. QEMU's own failures are 1, a reboot is 0.
 PASSED, FAILED, SKIPPED, NO_ROOT, BROKEN = 0x10, 0x11, 0x12, 0x7E, 0x7F
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[c>=]|[\r\x00]")
@@ -146,6 +147,7 @@ class Machine:
     def prepare(self):
         self.share.mkdir(parents=True)
         shutil.copytree(GUEST_FILES, self.share / "guest")
+        shutil.copytree(SCRIPTS, self.share / "scripts")
         (self.share / "script").write_text(self.guest.script.lstrip())
         addresses = [f"{mac(self.number, index)} 10.0.{index + 2}.15/24 {'default' if index == 0 else ''}" for index in range(self.guest.networks)]
         if self.guest.wire:
