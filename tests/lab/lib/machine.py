@@ -221,11 +221,9 @@ class Machine:
                 self.heard(line.decode(errors="replace"))
         code = self.process.wait()
         self.qmp = None
-        if self.cut:
-            self.status = PASSED if self.again else self.status
-        elif code & 1 and code > 1:
+        if not self.cut and code & 1 and code > 1:
             self.status = code >> 1
-        else:
+        elif not self.cut:
             self.status, self.reason = BROKEN, f"QEMU ended with {code}: " + ("the guest rebooted or its kernel panicked" if code == 0 else "see its words above")
 
     def heard(self, line):

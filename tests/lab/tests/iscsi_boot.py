@@ -20,7 +20,7 @@ def setup(lab):
 def verify(lab):
     path = lab.targets[0].folder / "Root.img"
     if shutil.which("debugfs"):
-        said = subprocess.run(["debugfs", "-R", "cat /root/written", str(path)], capture_output=True, text=True, check=True).stdout
+        said = subprocess.run(["debugfs", "-R", "cat /srv/written", str(path)], capture_output=True, text=True, check=True).stdout
         assert said == "by a machine without a disk\n", f"the root file system does not hold what was written: {said!r}"
     subprocess.run(["e2fsck", "-f", "-n", str(path)], check=True)
 
@@ -35,9 +35,9 @@ if ls /sys/block | grep -q '^vd'; then fail "there is another disk"; fi
 step a day at work
 must dpkg --audit
 must find /usr -xdev -type f -exec cat {} + >/dev/null
-must cp -a /etc /root/etc-copy
-must diff -r --no-dereference /etc /root/etc-copy
-echo "by a machine without a disk" >/root/written
+must cp -a /etc /srv/etc-copy
+must diff -r --no-dereference /etc /srv/etc-copy
+echo "by a machine without a disk" >/srv/written
 sync
 must mount -o remount,ro /
 """
