@@ -17,6 +17,10 @@ use crate::{ControllerEvent, ControllerState, ResetReason};
 /// Shutdown may take so long (RTD3E is not looked at).
 const SHUTDOWN: Duration = Duration::from_secs(10);
 
+/// How long a reset waits for the cores to stop ringing doorbells before it begins without them: a core polls while it
+/// has commands in flight, so it is a matter of microseconds, unless the core is stuck.
+const PARKING: Duration = Duration::from_millis(100);
+
 /// How it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
@@ -30,6 +34,9 @@ pub(crate) enum End {
 pub(crate) enum Phase {
     /// Nothing is mapped yet.
     Begin,
+    /// A reset is wanted; waits for the cores to let go of their queue pairs, for a disabled controller must not have its
+    /// doorbells rung.
+    Parking { until: Instant },
     /// CC.EN is 0; waits for CSTS.RDY to be 0. `forced`: the function was reset, too.
     Disabling { until: Instant, forced: bool },
     /// The controller is disabled; waits for the cores to let go of their queue pairs.
@@ -57,7 +64,7 @@ impl Phase {
     /// When the phase wants to be looked at.
     pub(crate) fn next_timeout(self, now: Instant) -> Option<Instant> {
         match self {
-            Phase::Begin | Phase::Quiescing | Phase::Leaving(_) => Some(now),
+            Phase::Begin | Phase::Parking { .. } | Phase::Quiescing | Phase::Leaving(_) => Some(now),
             // Registers do not tell when they change.
             Phase::Disabling { .. } | Phase::Enabling { .. } | Phase::ShuttingDown { .. } => {
                 Some(now + Duration::from_millis(1))
@@ -72,6 +79,7 @@ impl Admin {
         let before = self.phase;
         match self.phase {
             Phase::Begin => self.begin(),
+            Phase::Parking { until } => self.parking(until),
             Phase::Disabling { until, forced } => self.disabling(until, forced),
             Phase::Quiescing => self.quiescing(),
             Phase::Enabling { until } => self.enabling(until),
@@ -157,8 +165,10 @@ impl Admin {
 
     /// A reset begins: I/O waits from now on.
     pub(crate) fn begin_reset(&mut self, reason: ResetReason) {
-        let under_way =
-            matches!(self.phase, Phase::Disabling { .. } | Phase::Quiescing | Phase::ShuttingDown { .. });
+        let under_way = matches!(
+            self.phase,
+            Phase::Parking { .. } | Phase::Disabling { .. } | Phase::Quiescing | Phase::ShuttingDown { .. }
+        );
         if self.phase.is_over() || under_way {
             return;
         }
@@ -217,7 +227,14 @@ impl Admin {
     }
 
     fn disable(&mut self) {
-        let _ = self.park_all();
+        self.parking(self.now + PARKING);
+    }
+
+    fn parking(&mut self, until: Instant) {
+        if !self.park_all() && self.now < until && !self.status().absent() {
+            self.phase = Phase::Parking { until };
+            return;
+        }
         self.write32(register::CC, self.configuration(false, 0));
         self.phase = Phase::Disabling { until: self.now + self.ready_timeout(), forced: false };
     }
