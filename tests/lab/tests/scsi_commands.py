@@ -325,6 +325,23 @@ class Exercises:
         run(f"sg_compare_and_write --lba=77 --num=1 --in={self.file(old + old)} --xferlen={2 * self.size} {self.sg} 2>&1", MISCOMPARE)
         same(blocks(self.sg, self.size, 77, 1), new, "a block that COMPARE AND WRITE must not write")
 
+    def c9c(self):  # WRITE ATOMIC(16)
+        page = command(self.sg, [0x12, 1, 0xB0, 0, 64, 0], read=64)  # Block Limits
+        longest, granularity = int.from_bytes(page[44:48], "big"), int.from_bytes(page[52:56], "big") or 1
+        count = min(granularity * 4, longest) or 1
+        data = self.pattern(count)
+        first = 64 * granularity
+
+        def atomic(blocks, **options):
+            command(self.sg, [0x9C, 0, *first.to_bytes(8, "big"), 0, 0, *blocks.to_bytes(2, "big"), 0, 0], **options)
+
+        atomic(count, write=data)
+        same(blocks(self.sg, self.size, first, count), data, "WRITE ATOMIC")
+        run(f"sg_write_x --atomic=0 --16 --lba={first} --num={count} --in={self.file(data)} {self.sg}")
+        if 0 < longest < 0xFFFF and (longest + granularity) * self.size <= 65536:
+            atomic(longest + granularity, write=self.pattern(longest + granularity), status=ILLEGAL_REQUEST)
+            same(blocks(self.sg, self.size, first, count), data, "blocks that a refused WRITE ATOMIC must not write")
+
     def c8b(self):  # ORWRITE(16)
         old, new = self.pattern(), self.pattern()
         self.fill(88, old)
