@@ -1,6 +1,6 @@
 //! How fast the NVMe driver is on one core: reads of 4 KiB from the model in the same thread, which copies no payload.
 //!
-//! usage: nvme-perf [QUEUE_DEPTH] [SECONDS]
+//! usage: `nvme-perf [QUEUE_DEPTH] [SECONDS]`
 
 #![forbid(unsafe_code)]
 
