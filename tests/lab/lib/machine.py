@@ -240,15 +240,17 @@ class Machine:
             line = connect(self.folder / "host")
         except OSError:
             return
-        with line, line.makefile("rw") as stream:
-            try:
+        try:
+            with line, line.makefile("rw") as stream:
                 for text in stream:
+                    if not text.endswith("\n"):
+                        break  # the guest died in the middle of a word
                     words = [base64.b64decode(one[1:]).decode(errors="replace") for one in text.split()]
                     word, answer = self.lab.call(self, words)
                     stream.write(f"{word} {base64.b64encode(answer.encode()).decode()}\n")
                     stream.flush()
-            except OSError:
-                pass  # the guest is gone; its exit status says why
+        except OSError:
+            pass  # the guest is gone; its exit status says why
 
     def power_cut(self, boot_again=True):
         """The machine loses power now: nothing in QEMU or the guest is flushed."""

@@ -19,7 +19,6 @@ SKIPS = {
     "WRITESAME10 does not support 0-blocks.": 1,
     "WRITESAME16 does not support 0-blocks.": 1,
     # Commands the target does not have yet, and says so.
-    "WRITEATOMIC16 is not implemented.": 6,
     "PROUT Not Supported": 5,
     "PERSISTENT RESERVE IN is not implemented.": 2,
     "RESERVE6 is not implemented on target": 1,
