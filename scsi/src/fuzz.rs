@@ -52,6 +52,18 @@ pub(crate) struct World {
 }
 
 impl World {
+    /// The data, as long as its allocation length lets it be, that a command with parameter data answers.
+    #[cfg(test)]
+    pub(crate) fn data_in(&self, cdb: &[u8]) -> Result<Vec<u8>, Sense> {
+        let (cdb, environment) = (Cdb::new(cdb), self.environment());
+        let plan = lookup(&cdb, &environment)?.plan(&cdb, &environment)?;
+        let (length, _) = plan.data_lengths(&environment);
+        let Plan::ParameterIn { kind, .. } = plan else { panic!("{plan:?}") };
+        let mut data = vec![0xEE; length as usize];
+        kind.render(&environment, &mut data);
+        Ok(data)
+    }
+
     fn geometry() -> Geometry {
         Geometry {
             block_size: 512,

@@ -163,22 +163,14 @@ fn block_limits(unit: &UnitView, environment: &Environment<'_>) -> BlockLimits {
 
 #[cfg(test)]
 mod tests {
-    use wire::scsi::{Cdb, Lun, Sense};
+    use wire::scsi::{Lun, Sense};
 
     use crate::fuzz::World;
-    use crate::{Plan, lookup};
 
     /// INQUIRY data, as long as the allocation length lets it be.
     fn inquiry(vital: bool, page: u8, allocation_length: u16, world: &World) -> Result<Vec<u8>, Sense> {
         let [high, low] = allocation_length.to_be_bytes();
-        let cdb = Cdb::new(&[0x12, u8::from(vital), page, high, low, 0]);
-        let environment = world.environment();
-        let plan = lookup(&cdb, &environment)?.plan(&cdb, &environment)?;
-        let (length, _) = plan.data_lengths(&environment);
-        let Plan::ParameterIn { kind, .. } = plan else { panic!("{plan:?}") };
-        let mut data = vec![0xEE; length as usize];
-        kind.render(&environment, &mut data);
-        Ok(data)
+        world.data_in(&[0x12, u8::from(vital), page, high, low, 0])
     }
 
     #[test]

@@ -93,24 +93,13 @@ pub(super) fn informational_exception(unit: &UnitView) -> (u8, u8) {
 
 #[cfg(test)]
 mod tests {
-    use wire::scsi::{Cdb, Sense, SenseKey};
+    use wire::scsi::{Sense, SenseKey};
 
     use super::*;
     use crate::fuzz::{Described, World};
-    use crate::lookup;
-
-    fn data_in(cdb: &[u8], world: &World) -> Result<Vec<u8>, Sense> {
-        let (cdb, environment) = (Cdb::new(cdb), world.environment());
-        let plan = lookup(&cdb, &environment)?.plan(&cdb, &environment)?;
-        let (length, _) = plan.data_lengths(&environment);
-        let Plan::ParameterIn { kind, .. } = plan else { panic!("{plan:?}") };
-        let mut data = vec![0xEE; length as usize];
-        kind.render(&environment, &mut data);
-        Ok(data)
-    }
 
     fn log_from(page: u8, subpage: u8, first: u8, world: &World) -> Result<Vec<u8>, Sense> {
-        data_in(&[0x4D, 0, 0x40 | page, subpage, 0, 0, first, 1, 0, 0], world)
+        world.data_in(&[0x4D, 0, 0x40 | page, subpage, 0, 0, first, 1, 0, 0])
     }
 
     fn with_health(health: Option<Health>) -> World {
@@ -198,7 +187,7 @@ mod tests {
             let data = log_from(0x2F, 0, 0, &world).expect("page 2Fh");
             assert_eq!(data[8..12], [asc, ascq, 0xFF, 0]);
             let ask =
-                |world: &World| Sense::parse(&data_in(&[0x03, 0, 0, 0, 18, 0], world).expect("sense data"));
+                |world: &World| Sense::parse(&world.data_in(&[0x03, 0, 0, 0, 18, 0]).expect("sense data"));
             assert_eq!(ask(&world), Some(Sense::new(SenseKey::NoSense, asc, ascq)));
             // What is pending goes first, and what the unit's state says.
             world.pending_sense = Some(Sense::new(SenseKey::UnitAttention, 0x29, 0x00));
@@ -214,7 +203,7 @@ mod tests {
     #[test]
     fn the_mode_page_says_whether_warnings_are_told() {
         let page =
-            |world: &World| data_in(&[0x1A, 0x08, 0x1C, 0, 255, 0], world).map(|data| data[4..8].to_vec());
+            |world: &World| world.data_in(&[0x1A, 0x08, 0x1C, 0, 255, 0]).map(|data| data[4..8].to_vec());
         assert_eq!(page(&with_health(None)), Ok(vec![0x1C, 0x0A, 0x08, 0]));
         assert_eq!(page(&with_health(Some(Health::default()))), Ok(vec![0x1C, 0x0A, 0, 6]));
     }

@@ -281,24 +281,13 @@ fn select_page(
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use wire::scsi::Cdb;
 
     use super::*;
+    use crate::ParameterOut;
     use crate::fuzz::World;
-    use crate::{ParameterOut, Plan, lookup};
-
-    fn sense(cdb: &[u8], world: &World) -> Result<Vec<u8>, Sense> {
-        let (cdb, environment) = (Cdb::new(cdb), world.environment());
-        let plan = lookup(&cdb, &environment)?.plan(&cdb, &environment)?;
-        let (length, _) = plan.data_lengths(&environment);
-        let Plan::ParameterIn { kind, .. } = plan else { panic!("{plan:?}") };
-        let mut data = vec![0xEE; length as usize];
-        kind.render(&environment, &mut data);
-        Ok(data)
-    }
 
     fn sense_6(page: u8, subpage: u8, world: &World) -> Result<Vec<u8>, Sense> {
-        sense(&[0x1A, 0x08, page, subpage, 255, 0], world)
+        world.data_in(&[0x1A, 0x08, page, subpage, 255, 0])
     }
 
     fn select(long: bool, list: &[u8], world: &World) -> Result<Option<UnitChange>, Sense> {
@@ -332,13 +321,13 @@ mod tests {
     #[test]
     fn headers_of_both_commands() {
         let mut world = World::new();
-        let short = sense(&[0x1A, 0, 0x08, 0, 255, 0], &world).expect("caching page");
+        let short = world.data_in(&[0x1A, 0, 0x08, 0, 255, 0]).expect("caching page");
         assert_eq!(short[..12], [31, 0, 0x10, 8, 0, 0, 8, 0, 0, 0, 2, 0]);
         assert_eq!(short[12..15], [0x08, 0x12, 0x04]);
-        let long = sense(&[0x5A, 0x10, 0x08, 0, 0, 0, 0, 1, 0, 0], &world).expect("caching page");
+        let long = world.data_in(&[0x5A, 0x10, 0x08, 0, 0, 0, 0, 1, 0, 0]).expect("caching page");
         assert_eq!(long[..8], [0, 42, 0, 0x10, 1, 0, 0, 16]);
         assert_eq!(long[8..24], [0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 2, 0]);
-        assert_eq!(sense(&[0x1A, 0, 0x3F, 0, 4, 0], &world).map(|data| data.len()), Ok(4));
+        assert_eq!(world.data_in(&[0x1A, 0, 0x3F, 0, 4, 0]).map(|data| data.len()), Ok(4));
         world.mapping_read_only = true;
         assert_eq!(sense_6(0x08, 0, &world).map(|data| data[2]), Ok(0x90));
     }

@@ -114,25 +114,14 @@ pub(crate) fn supported_task_management_functions_data(extended: bool, out: &mut
 
 #[cfg(test)]
 mod tests {
-    use wire::scsi::Cdb;
 
     use super::*;
     use crate::fuzz::World;
-    use crate::{LogicalUnitId, LunMapping, Plan, lookup};
-
-    fn data_in(cdb: &[u8], world: &World) -> Result<Vec<u8>, Sense> {
-        let (cdb, environment) = (Cdb::new(cdb), world.environment());
-        let plan = lookup(&cdb, &environment)?.plan(&cdb, &environment)?;
-        let (length, _) = plan.data_lengths(&environment);
-        let Plan::ParameterIn { kind, .. } = plan else { panic!("{plan:?}") };
-        let mut data = vec![0xEE; length as usize];
-        kind.render(&environment, &mut data);
-        Ok(data)
-    }
+    use crate::{LogicalUnitId, LunMapping};
 
     fn operation_codes(option: u8, code: u8, action: u16, world: &World) -> Result<Vec<u8>, Sense> {
         let [high, low] = action.to_be_bytes();
-        data_in(&[0xA3, 0x0C, option, code, high, low, 0, 0, 0xFF, 0xFF, 0, 0], world)
+        world.data_in(&[0xA3, 0x0C, option, code, high, low, 0, 0, 0xFF, 0xFF, 0, 0])
     }
 
     #[test]
@@ -205,7 +194,7 @@ mod tests {
         let mapping = LunMapping { lun: Lun::from_number(300), unit: LogicalUnitId(1), read_only: false };
         world.luns.mappings.push(mapping);
         let luns = |select: u8| {
-            let data = data_in(&[0xA0, 0, select, 0, 0, 0, 0, 0, 1, 0, 0, 0], &world)?;
+            let data = world.data_in(&[0xA0, 0, select, 0, 0, 0, 0, 0, 1, 0, 0, 0])?;
             assert_eq!(u32::from_be_bytes([data[0], data[1], data[2], data[3]]) as usize, data.len() - 8);
             Ok(data[8..].chunks(8).map(|lun| (lun[0], lun[1])).collect::<Vec<_>>())
         };
@@ -223,7 +212,7 @@ mod tests {
     fn request_sense_tells_the_unit_attention_or_the_state() {
         let mut world = World::new();
         let ask = |descriptor: u8, world: &World| {
-            let data = data_in(&[0x03, descriptor, 0, 0, 252, 0], world).expect("sense data");
+            let data = world.data_in(&[0x03, descriptor, 0, 0, 252, 0]).expect("sense data");
             assert_eq!(data[0], if descriptor == 0 { 0x70 } else { 0x72 });
             Sense::parse(&data).expect("sense data")
         };
@@ -245,7 +234,7 @@ mod tests {
     #[test]
     fn task_management_functions() {
         let world = World::new();
-        let functions = |extended: u8| data_in(&[0xA3, 0x0D, extended, 0, 0, 0, 0, 0, 1, 0, 0, 0], &world);
+        let functions = |extended: u8| world.data_in(&[0xA3, 0x0D, extended, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
         assert_eq!(functions(0), Ok(vec![0xDE, 0x07, 0, 0]));
         let mut extended = vec![0xDE, 0x07, 0, 0x0C];
         extended.resize(16, 0);

@@ -1,12 +1,7 @@
 """PCI devices through VFIO behind the IOMMU: bound by scripts/bind, identified by DMA and MSI-X, pulled, given back."""
-import base64
-import pathlib
-
 from machine import Guest
 
 TIER = "smoke"
-
-BIND = pathlib.Path(__file__).resolve().parents[3] / "scripts/bind"
 
 
 def step_pull(lab):
@@ -24,9 +19,6 @@ GUEST = Guest(
     ],
     script=r"""
 . /lab/guest/lib.sh
-base64 -d >/tmp/bind <<'END'
-""" + base64.encodebytes(BIND.read_bytes()).decode() + r"""END
-chmod +x /tmp/bind
 pci=/lab-bin/examples/pci
 [ -x $pci ] || fail "the example pci is not built: cargo build --release -p reactor --example pci"
 modprobe nvme
@@ -40,16 +32,16 @@ disk=/dev/$(basename "$(ls -d /sys/bus/pci/devices/$two/nvme/nvme*/nvme*n1 | hea
 must mkfs.ext4 -q $disk
 mkdir -p /mnt
 must mount $disk /mnt
-must /tmp/bind status
-must_fail /tmp/bind bind $two
-/tmp/bind bind $two 2>&1 | grep -q "is mounted at /mnt" || fail "the refusal does not name the mount"
+must /lab/scripts/bind status
+must_fail /lab/scripts/bind bind $two
+/lab/scripts/bind bind $two 2>&1 | grep -q "is mounted at /mnt" || fail "the refusal does not name the mount"
 [ -d /sys/bus/pci/devices/$two/nvme ] || fail "the disk lost its driver"
 must_fail /lab-bin/examples/pci $two
 must umount /mnt
 
 step both controllers to vfio-pci, and one after the other identified
-must /tmp/bind bind $one $two
-must /tmp/bind status
+must /lab/scripts/bind bind $one $two
+must /lab/scripts/bind status
 for address in $one $two; do
     $pci $address >/tmp/out 2>&1 || { cat /tmp/out; fail "pci $address failed"; }
     cat /tmp/out
@@ -77,8 +69,8 @@ must $pci $two
 step a device that is driven stays
 $pci --until-removed $one 600 >/tmp/pulled 2>&1 &
 within 60 grep -q waiting /tmp/pulled
-must_fail /tmp/bind unbind $one
-/tmp/bind unbind $one 2>&1 | grep -q "drives it" || fail "the refusal does not name the process"
+must_fail /lab/scripts/bind unbind $one
+/lab/scripts/bind unbind $one 2>&1 | grep -q "drives it" || fail "the refusal does not name the process"
 must_fail $pci $one
 
 step a device that is pulled
@@ -96,7 +88,7 @@ grep -q "let go" /tmp/pulled || fail "it did not end in order"
 must $pci $two
 
 step back to the kernel
-must /tmp/bind unbind $two
+must /lab/scripts/bind unbind $two
 disk_of() { ls -d /sys/bus/pci/devices/$two/nvme/nvme*/nvme*n1; }
 within 30 disk_of
 within 30 test -b /dev/$(basename "$(disk_of)")

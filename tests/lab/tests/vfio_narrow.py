@@ -1,12 +1,7 @@
 """VFIO behind an IOMMU of 39 bits, with two controllers in one IOMMU group: addresses are found, the group goes together."""
-import base64
-import pathlib
-
 from machine import Guest
 
 TIER = "full"
-
-BIND = pathlib.Path(__file__).resolve().parents[3] / "scripts/bind"
 
 GUEST = Guest(
     iommu=True,
@@ -18,9 +13,6 @@ GUEST = Guest(
     ],
     script=r"""
 . /lab/guest/lib.sh
-base64 -d >/tmp/bind <<'END'
-""" + base64.encodebytes(BIND.read_bytes()).decode() + r"""END
-chmod +x /tmp/bind
 pci=/lab-bin/examples/pci
 [ -x $pci ] || fail "the example pci is not built: cargo build --release -p reactor --example pci"
 modprobe nvme
@@ -28,12 +20,12 @@ within 30 grep -q LAB-TWO /sys/bus/pci/devices/*/nvme/nvme*/serial
 address_of() { basename "$(dirname "$(dirname "$(dirname "$(grep -l "$1" /sys/bus/pci/devices/*/nvme/nvme*/serial)")")")"; }
 one=$(address_of LAB-ONE) two=$(address_of LAB-TWO)
 group_of() { basename "$(readlink /sys/bus/pci/devices/$1/iommu_group)"; }
-must /tmp/bind status
+must /lab/scripts/bind status
 same "$(group_of $one)" "$(group_of $two)" "the IOMMU groups of two functions of one device"
 
 step a group that is not viable
-must_fail /tmp/bind bind $one
-/tmp/bind bind $one 2>&1 | grep -q "also holds $two (nvme)" || fail "the refusal does not name the other function"
+must_fail /lab/scripts/bind bind $one
+/lab/scripts/bind bind $one 2>&1 | grep -q "also holds $two (nvme)" || fail "the refusal does not name the other function"
 # Past the script: the kernel refuses too, and our error names who hinders.
 modprobe vfio-pci
 echo vfio-pci >/sys/bus/pci/devices/$one/driver_override
@@ -44,7 +36,7 @@ cat /tmp/out
 grep -q "$two (nvme)" /tmp/out || fail "the error does not name the other function"
 
 step both together
-must /tmp/bind bind $one $two
+must /lab/scripts/bind bind $one $two
 $pci $one $two >/tmp/out 2>&1
 status=$?
 cat /tmp/out
@@ -53,7 +45,7 @@ same "$(grep -c "allocated" /tmp/out)" 4 "mappings at addresses the IOMMU can us
 same "$(grep -c "model .*QEMU NVMe" /tmp/out)" 6 "IDENTIFY of both"
 
 step back to the kernel
-must /tmp/bind unbind $one $two
+must /lab/scripts/bind unbind $one $two
 within 30 ls -d /sys/bus/pci/devices/$two/nvme/nvme*/nvme*n1
 """,
 )
